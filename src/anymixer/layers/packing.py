@@ -1,0 +1,45 @@
+"""Which positions of a [batch, length] grid are real tokens, and which of them belong together."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The sequences of a batch.
+
+    sequence_id: [batch, length] integers; equal neighbours in a row are one sequence, -1 is padding. The tokens
+    of a sequence are contiguous. packed: False promises at most one sequence a row, which is cheaper to honour.
+    """
+
+    sequence_id: Tensor
+    packed: bool
+
+    @property
+    def real(self) -> Tensor:
+        """bool [batch, length]: True at real tokens."""
+        return self.sequence_id >= 0
+
+    def positions(self) -> Tensor:
+        """int64 [batch, length]: each token's place in its own sequence, from 0."""
+        ids = self.sequence_id
+        place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        continues = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0), value=False)
+        return place - torch.where(continues, 0, place).cummax(dim=1).values
+
+
+def make_packing(attention_mask: Tensor | None, sequence_id: Tensor | None) -> Packing | None:
+    """The packing of a batch, or None when every row is one whole sequence.
+
+    attention_mask: [batch, length], nonzero at real tokens. sequence_id: [batch, length], -1 at padding.
+    Both given: a token is real where both say so.
+    """
+    if sequence_id is not None:
+        if attention_mask is not None:
+            sequence_id = torch.where(attention_mask.bool(), sequence_id, -1)
+        return Packing(sequence_id, packed=True)
+    if attention_mask is not None:
+        return Packing(attention_mask.bool().long() - 1, packed=False)
+    return None

@@ -1,0 +1,41 @@
+"""Relative positions for attention: rotary embeddings and ALiBi."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def apply_rotary(x: Tensor, theta: float) -> Tensor:
+    """Rotate pairs of channels by an angle proportional to the position (RoFormer, arXiv 2104.09864).
+
+    x: [batch, heads, length, headdim], headdim even; channel i pairs with i + headdim / 2. Scores of rotated
+    queries and keys depend on distances alone, so the positions may start anywhere.
+    """
+    half = x.shape[-1] // 2
+    wide = torch.promote_types(x.dtype, torch.float32)
+    frequency = theta ** (-torch.arange(half, device=x.device, dtype=wide) / half)
+    angle = torch.arange(x.shape[-2], device=x.device, dtype=wide)[:, None] * frequency
+    cos, sin = angle.cos(), angle.sin()
+    first, second = x.to(wide).split(half, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """ALiBi's slope of each head (arXiv 2108.12409): geometric for a power of two, interleaved otherwise."""
+
+    def geometric(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    power = 2 ** int(math.log2(num_heads))
+    if power == num_heads:
+        return geometric(num_heads)
+    return geometric(power) + geometric(2 * power)[0::2][: num_heads - power]
+
+
+def alibi_bias(num_heads: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Symmetric ALiBi bias -slope * |i - j|: [1, num_heads, length, length]."""
+    place = torch.arange(length, device=device)
+    distance = (place[:, None] - place[None, :]).abs()
+    slopes = torch.tensor(alibi_slopes(num_heads), device=device, dtype=torch.float32)
+    return (-slopes[:, None, None] * distance)[None].to(dtype)

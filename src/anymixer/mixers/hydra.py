@@ -1,0 +1,210 @@
+"""Hydra: bidirectional state-space mixing through a quasiseparable matrix (arXiv 2407.09941)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from anymixer_kernels.depthwise_conv import depthwise_conv
+from anymixer_kernels.quasiseparable import quasiseparable, quasiseparable_matrix
+from torch import Tensor, nn
+from torch.nn.functional import linear, softplus
+
+from anymixer.errors import UserError
+from anymixer.layers.norm import GatedRMSNorm
+from anymixer.layers.packing import Packing
+from anymixer.layers.param_hints import ParamHint
+from anymixer.mixers.base import SequenceMixer, register_mixer
+
+DEFAULT_HEADDIM = 64
+
+
+@dataclass(frozen=True)
+class _Projected:
+    """What the mixing op reads, after projection and convolution; shapes as in the op's own description."""
+
+    gate: Tensor
+    x: Tensor
+    dt: tuple[Tensor, Tensor]
+    A: Tensor
+    B: tuple[Tensor, Tensor]
+    C: tuple[Tensor, Tensor]
+    diagonal: Tensor
+
+
+@register_mixer("hydra")
+class Hydra(SequenceMixer):
+    """The Hydra block; parameter names and shapes are the published ones, so its state dicts load strictly.
+
+    Padding and neighbours in a packed row are kept out of the convolution and of both scans.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(SequenceMixer.Config):
+        """Options, with the published defaults.
+
+        headdim: None takes the largest divisor of expand * d_model up to 64. dt_min, dt_max, dt_init_floor:
+        range of the initial step sizes, and their floor. dt_limit: clamp of the step sizes. conv_init: the
+        convolution starts uniform in +-conv_init (None: torch's default). chunk_size: most tokens per
+        chunk of the linear-time form, for long sequences.
+        """
+
+        d_state: int = 64
+        d_conv: int = 7
+        conv_init: float | None = None
+        expand: int = 2
+        headdim: int | None = None
+        ngroups: int = 1
+        dt_min: float = 0.001
+        dt_max: float = 0.1
+        dt_init_floor: float = 1e-4
+        dt_limit: tuple[float, float] = (0.0, math.inf)
+        learnable_init_states: bool = False
+        activation: Literal["swish", "silu"] = "swish"
+        bias: bool = False
+        conv_bias: bool = True
+        chunk_size: int = 256
+
+        def validate(self, d_model: int, path: str) -> None:
+            for key in ("d_state", "d_conv", "expand", "ngroups", "chunk_size"):
+                if getattr(self, key) < 1:
+                    raise UserError(f"{path}.{key}: {getattr(self, key)} is not positive")
+            if self.d_conv % 2 == 0:
+                raise UserError(f"{path}.d_conv: {self.d_conv} is even; a centred convolution needs an odd width")
+            d_inner = self.expand * d_model
+            headdim = self.resolve_headdim(d_model)
+            if headdim < 1 or d_inner % headdim:
+                raise UserError(f"{path}.headdim: {headdim} does not divide expand * d_model = {d_inner}")
+            if (d_inner // headdim) % self.ngroups:
+                raise UserError(f"{path}.ngroups: {self.ngroups} does not divide the {d_inner // headdim} heads")
+
+        def resolve_headdim(self, d_model: int) -> int:
+            """The head width in use."""
+            if self.headdim is not None:
+                return self.headdim
+            d_inner = self.expand * d_model
+            return max(n for n in range(1, min(DEFAULT_HEADDIM, d_inner) + 1) if d_inner % n == 0)
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        layer_idx: int | None = None,
+        use_mem_eff_path: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        """d_model: width in and out; options: the fields of `Config`.
+
+        use_mem_eff_path and layer_idx are accepted because published calls pass them; neither has an effect.
+        """
+        super().__init__()
+        config = self.Config(**options)
+        config.validate(d_model, type(self).__name__)
+        self.config = config
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.d_inner = config.expand * d_model
+        self.headdim = config.resolve_headdim(d_model)
+        self.nheads = self.d_inner // self.headdim
+        conv_width = self.d_inner + 4 * config.ngroups * config.d_state
+        self._split = (self.d_inner, conv_width, 2 * self.nheads)
+
+        self.in_proj = nn.Linear(d_model, sum(self._split), bias=config.bias, **factory)
+        self.conv1d = nn.Conv1d(
+            conv_width,
+            conv_width,
+            config.d_conv,
+            padding=config.d_conv // 2,
+            groups=conv_width,
+            bias=config.conv_bias,
+            **factory,
+        )
+        self.dt_bias = nn.Parameter(torch.empty(self.nheads, **factory))
+        self.A_log = nn.Parameter(torch.empty(self.nheads, **factory))
+        self.D = nn.Parameter(torch.empty(self.nheads, **factory))
+        self.fc_D = nn.Linear(self.d_inner, self.nheads, bias=False, **factory)
+        self.norm = GatedRMSNorm(self.d_inner, eps=1e-5, **factory)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=config.bias, **factory)
+        if config.learnable_init_states:
+            self.init_states = nn.Parameter(torch.empty(self.nheads, self.headdim, config.d_state, **factory))
+        self.reset_own_parameters()
+
+    @torch.no_grad()
+    def reset_own_parameters(self) -> None:
+        """dt log-uniform in [dt_min, dt_max] (stored through softplus' inverse), A = -1, D = 1, the convolution."""
+        config = self.config
+        self.conv1d.reset_parameters()
+        if config.conv_init is not None:
+            nn.init.uniform_(self.conv1d.weight, -config.conv_init, config.conv_init)
+        low, high = math.log(config.dt_min), math.log(config.dt_max)
+        dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp().clamp(min=config.dt_init_floor)
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        nn.init.zeros_(self.A_log)
+        nn.init.ones_(self.D)
+        if config.learnable_init_states:
+            nn.init.zeros_(self.init_states)
+
+    def param_hints(self) -> dict[str, ParamHint]:
+        """The recurrence's own parameters are kept out of weight decay, as the paper's authors marked them."""
+        names = ["dt_bias", "A_log", "D"] + (["init_states"] if self.config.learnable_init_states else [])
+        return {name: ParamHint(weight_decay=False) for name in names}
+
+    def _project(self, hidden_states: Tensor, packing: Packing | None) -> _Projected:
+        config = self.config
+        gate, mixed, dt = self.in_proj(hidden_states).split(self._split, dim=-1)
+        mixed = depthwise_conv(
+            mixed,
+            self.conv1d.weight,
+            self.conv1d.bias,
+            sequence_id=None if packing is None else packing.sequence_id,
+            packed=packing is not None and packing.packed,
+        )
+        states = config.ngroups * config.d_state
+        x, *projections = mixed.split([self.d_inner] + 4 * [states], dim=-1)
+        B_f, C_f, B_b, C_b = (p.unflatten(-1, (config.ngroups, config.d_state)) for p in projections)
+        wide = torch.promote_types(dt.dtype, torch.float32)
+        dt = softplus(dt.to(wide).unflatten(-1, (2, self.nheads)) + self.dt_bias.to(wide))
+        if config.dt_limit != (0.0, math.inf):
+            dt = dt.clamp(*config.dt_limit)
+        dt_f, dt_b = dt.unbind(dim=-2)
+        return _Projected(
+            gate=gate,
+            x=x.unflatten(-1, (self.nheads, self.headdim)),
+            dt=(dt_f, dt_b),
+            A=-torch.exp(self.A_log.to(wide)),
+            B=(B_f, B_b),
+            C=(C_f, C_b),
+            diagonal=linear(x, self.fc_D.weight) + self.D.to(x.dtype),
+        )
+
+    def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
+        """[batch, length, d_model] -> the same shape; see `SequenceMixer.forward`."""
+        p = self._project(hidden_states, packing)
+        mixed = quasiseparable(
+            p.x,
+            p.dt,
+            p.A,
+            p.B,
+            p.C,
+            p.diagonal,
+            sequence_id=None if packing is None else packing.sequence_id,
+            initial_state=self.init_states if self.config.learnable_init_states else None,
+            chunk_size=self.config.chunk_size,
+        )
+        return self.out_proj(self.norm(mixed.flatten(-2), p.gate))
+
+    def matrix(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
+        """M per head: [batch, nheads, length, length] (without what learnable initial states add)."""
+        p = self._project(hidden_states, packing)
+        ids = None if packing is None else packing.sequence_id
+        return quasiseparable_matrix(p.dt, p.A, p.B, p.C, p.diagonal, sequence_id=ids)
+
+    def values(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
+        """x per head: [batch, nheads, length, headdim]."""
+        return self._project(hidden_states, packing).x.transpose(1, 2)
+
+    def output(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+        """Gated norm and projection of [batch, nheads, length, headdim]."""
+        gate = self.in_proj(hidden_states)[..., : self.d_inner]
+        return self.out_proj(self.norm(mixed.transpose(1, 2).flatten(-2), gate))
