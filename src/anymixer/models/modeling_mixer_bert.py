@@ -1,0 +1,191 @@
+"""The encoder as Hugging Face models: the bare model and the masked-language-model head."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from anymixer.layers.embeddings import EncoderEmbeddings
+from anymixer.layers.norm import GatedRMSNorm
+from anymixer.layers.packing import make_packing
+from anymixer.mixers import SequenceMixer
+from anymixer.models.backbone import Backbone, Layer
+from anymixer.models.configuration_mixer_bert import MixerBertConfig
+
+IGNORED_LABEL = -100
+
+
+@dataclass
+class MaskedLMOutput(ModelOutput):
+    """loss: mean over labelled tokens. logits: [labelled tokens, vocab_size] when labels were given, in the
+    order of `labels[labels != -100]`, else [batch, length, vocab_size]."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class MixerBertPreTrainedModel(PreTrainedModel):
+    """Initialisation and the wiring that transformers asks for."""
+
+    config_class = MixerBertConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Layer"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Each layer draws its own values: projections and embeddings N(0, initializer_range), norms 1 and 0,
+        and what a mixer calls its own by its `reset_own_parameters`. Covers every module of the model, so that
+        no transformers version adds rules of its own."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+        elif isinstance(module, (nn.LayerNorm, GatedRMSNorm)):
+            nn.init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, SequenceMixer):
+            module.reset_own_parameters()
+
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """Composer's question which modules FSDP shards on their own."""
+        return isinstance(module, Layer)
+
+    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
+        """Composer's question which modules recompute their activations."""
+        return isinstance(module, Layer)
+
+
+class MixerBertModel(MixerBertPreTrainedModel):
+    """Embeddings and backbone."""
+
+    def __init__(self, config: MixerBertConfig) -> None:
+        super().__init__(config)
+        learned = config.position_embeddings == "learned"
+        self.embeddings = EncoderEmbeddings(
+            config.vocab_size,
+            config.hidden_size,
+            type_vocab_size=config.type_vocab_size,
+            max_positions=config.max_position_embeddings if learned else None,
+            pad_token_id=config.pad_token_id,
+            norm_eps=config.layer_norm_eps,
+            dropout=config.hidden_dropout_prob,
+        )
+        self.backbone = Backbone(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.embeddings.word
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.embeddings.word = value  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        sequence_id: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> BaseModelOutput | tuple:
+        """Encode tokens.
+
+        input_ids, token_type_ids: [batch, length]; attention_mask: [batch, length], nonzero at real tokens;
+        sequence_id: [batch, length], which sequence of a packed row a token belongs to, -1 for padding.
+        What pads a row or shares it changes nothing in a sequence's output.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds, and not both")
+        packing = make_packing(attention_mask, sequence_id)
+        hidden_states = self.embeddings(input_ids, inputs_embeds, token_type_ids, packing)
+        states = self.backbone(hidden_states, packing, keep_all=output_hidden_states)
+        output = BaseModelOutput(
+            last_hidden_state=states[-1], hidden_states=tuple(states) if output_hidden_states else None
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class MaskedLMHead(nn.Module):
+    """Linear, GELU, LayerNorm, and the projection to the vocabulary by the word embeddings' own matrix."""
+
+    def __init__(self, config: MixerBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., hidden_size] -> logits [..., vocab_size]."""
+        return self.decoder(self.norm(F.gelu(self.dense(hidden_states))))
+
+
+class MixerBertForMaskedLM(MixerBertPreTrainedModel):
+    """The encoder with the masked-language-model head; decoder and word embeddings are one matrix."""
+
+    # transformers 4 reads the keys of what is tied; 5 also where each is tied to.
+    _tied_weights_keys = {"head.decoder.weight": "bert.embeddings.word.weight"}
+
+    def __init__(self, config: MixerBertConfig) -> None:
+        super().__init__(config)
+        self.bert = MixerBertModel(config)
+        self.head = MaskedLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The projection to the vocabulary."""
+        return self.head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the projection to the vocabulary."""
+        self.head.decoder = new_embeddings  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        sequence_id: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> MaskedLMOutput | tuple:
+        """Predict masked tokens; arguments as in `MixerBertModel.forward`.
+
+        labels: [batch, length], -100 where nothing is to be predicted. With labels, only labelled positions go
+        through the head, and the loss is their mean: 0 with zero gradients when there are none.
+        """
+        encoded = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            sequence_id,
+            inputs_embeds,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden_states = encoded.last_hidden_state
+        loss = None
+        if labels is not None:
+            labelled = labels != IGNORED_LABEL
+            hidden_states, targets = hidden_states[labelled], labels[labelled]
+        logits = self.head(hidden_states)
+        if labels is not None:
+            total = F.cross_entropy(logits.float(), targets, reduction="sum")
+            loss = total / max(1, targets.numel())
+        output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return output if return_dict else output.to_tuple()
