@@ -1,0 +1,7 @@
+"""Typed configuration: YAML files and `key=value` overrides to one checked dataclass, and back."""
+
+from anymixer.config.base import ConfigSchema
+from anymixer.config.load import dump_config, load_config
+from anymixer.config.schema import PretrainConfig
+
+__all__ = ["ConfigSchema", "PretrainConfig", "dump_config", "load_config"]
