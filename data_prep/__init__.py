@@ -1,0 +1,1 @@
+"""From a corpus to MDS shards: `python -m data_prep.convert --help`."""

@@ -1,0 +1,118 @@
+"""Clears the shared memory that killed runs leave behind, and never that of a live one.
+
+Streaming coordinates the processes of a run through segments in `/dev/shm`, named by a number that counts
+up from 000000, and lock files of the same number in the temporary folder. A run that is killed leaves them.
+Leftovers waste memory, and one that had a remote refuses the next run the use of its cache folder
+("Reused local directory"). Streaming's own `clean_stale_shared_memory` removes every segment, live or not.
+
+Here each run leaves a claim beside its segments, a file it holds an `flock` on for as long as any of its
+processes lives. The kernel drops the lock with the last of them, however they die, and the lock is seen
+across containers that share `/dev/shm`, where process ids are not. A claim also records which segment it
+speaks for (its inode), so that a number that went to another program since is left alone, as is everything
+without a claim.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import gettempdir
+
+SHARED_MEMORY = Path("/dev/shm")
+_START_LOCK = "anymixer-start.lock"
+_CLAIM_SUFFIX = "_anymixer"
+_START_TIMEOUT = 60.0  # seconds
+
+# Descriptors of our claims: open, and so locked, until this process and those it forked have ended.
+_held: list[int] = []
+
+
+@contextmanager
+def starting_alone(*, leader: bool) -> Iterator[None]:
+    """Let one run at a time look for a free number and take it, and clear what dead runs left.
+
+    Two runs that start together would otherwise both find the same number free, and one would fail. Only
+    the first process of a node (`leader`) takes the lock; the others wait for it if a process group exists.
+    """
+    from torch import distributed
+
+    if not SHARED_MEMORY.is_dir():  # macOS: segments cannot be listed
+        yield
+        return
+    lock = _start_lock() if leader else None
+    try:
+        if leader:
+            clear_stale()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.barrier()
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def claim(number: int) -> None:
+    """Mark the segments of this number as belonging to a run that lives as long as this process."""
+    segment = _segment(number)
+    if not segment.exists():
+        return
+    descriptor = os.open(SHARED_MEMORY / f"{number:06}{_CLAIM_SUFFIX}", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(segment.stat().st_ino).encode(), 0)
+    _held.append(descriptor)
+
+
+def clear_stale() -> list[int]:
+    """Remove the segments and lock files of runs of this package that have died; return their numbers."""
+    return [number for path in sorted(SHARED_MEMORY.glob(f"{'[0-9]' * 6}{_CLAIM_SUFFIX}")) for number in _clear(path)]
+
+
+def _clear(path: Path) -> list[int]:
+    number = int(path.name.removesuffix(_CLAIM_SUFFIX))
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:  # another user's, or gone since it was listed
+        return []
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        segment = _segment(number)
+        inode = os.pread(descriptor, 32, 0).decode()
+        if segment.exists() and str(segment.stat().st_ino) != inode:  # the number is another program's now
+            path.unlink()
+            return []
+        for leftover in (*SHARED_MEMORY.glob(f"{number:06}_*"), *_lock_files(number)):
+            leftover.unlink(missing_ok=True)
+        return [number]
+    except OSError:  # its run lives, or the files are not ours to remove
+        return []
+    finally:
+        os.close(descriptor)
+
+
+def _start_lock() -> int | None:
+    """Return the descriptor of the lock, or None after a minute: starting unprotected beats not starting."""
+    try:
+        descriptor = os.open(SHARED_MEMORY / _START_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # made by another user
+        return None
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        time.sleep(0.05)
+    os.close(descriptor)
+    return None
+
+
+def _segment(number: int) -> Path:
+    return SHARED_MEMORY / f"{number:06}_locals"
+
+
+def _lock_files(number: int) -> list[Path]:
+    return [Path(gettempdir()) / f"{number:06}_{name}_filelock" for name in ("barrier", "cache")]

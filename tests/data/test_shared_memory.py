@@ -1,0 +1,117 @@
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from anymixer.data import DatasetConfig, LoaderConfig, build_loader
+from anymixer.data.shared_memory import SHARED_MEMORY, claim, clear_stale
+
+pytestmark = [
+    pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="the system does not list its shared memory"),
+    pytest.mark.skipif(sys.platform != "linux", reason="forks"),
+]
+pytest.importorskip("composer")
+
+
+def start(local: Path, remote: Path | None, tokenizer) -> int:
+    """Build a loader, read from it, and return the number of its segments."""
+    dataset = DatasetConfig(local=str(local), remote=remote and str(remote), max_seq_len=32)
+    config = LoaderConfig(num_workers=0, dataset=dataset)
+    loader = build_loader(config, tokenizer, device_batch_size=8, seed=1, train=True).dataloader
+    next(iter(loader))
+    return loader.dataset._shm_prefix_int
+
+
+def run_for_ever(send, *arguments) -> None:
+    try:
+        send.send(start(*arguments))
+    except BaseException as error:
+        send.send(repr(error))
+    signal.pause()
+
+
+@pytest.fixture
+def running():
+    """Start runs in processes of their own; give (pid, number) of each; kill them at the end."""
+    context = multiprocessing.get_context("fork")
+    started = []
+
+    def run(*arguments):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=run_for_ever, args=(send, *arguments), daemon=True)
+        process.start()
+        started.append(process)
+        assert receive.poll(60)
+        number = receive.recv()
+        assert isinstance(number, int), number
+        return process, number
+
+    yield run
+    for process in started:
+        process.kill()
+        process.join()
+    clear_stale()
+
+
+def kill(process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def segments(number: int) -> list[Path]:
+    return sorted(SHARED_MEMORY.glob(f"{number:06}_*"))
+
+
+@pytest.mark.parametrize("with_remote", [False, True])
+def test_a_killed_run_does_not_block_the_next(token_data, tokenizer, tmp_path, running, with_remote):
+    places = (tmp_path / "cache", token_data) if with_remote else (token_data, None)
+    killed, number = running(*places, tokenizer)
+    kill(killed)
+    assert segments(number), "a killed process leaves its segments when no resource tracker outlives it"
+    inode = (SHARED_MEMORY / f"{number:06}_locals").stat().st_ino
+    again, new_number = running(*places, tokenizer)
+    assert again.is_alive()
+    left = SHARED_MEMORY / f"{number:06}_locals"
+    assert new_number == number or not left.exists() or left.stat().st_ino != inode
+
+
+def test_a_live_run_is_not_touched(token_data, tokenizer, running):
+    live, number = running(token_data, None, tokenizer)
+    before = segments(number)
+    assert number not in clear_stale()
+    _, other = running(token_data, None, tokenizer)
+    assert segments(number) == before and other != number
+    kill(live)
+    assert number in clear_stale() and not segments(number)
+
+
+@pytest.fixture
+def own_number():
+    """A number no run has, with a segment for it."""
+    number = 987_654
+    segment = SHARED_MEMORY / f"{number:06}_locals"
+    segment.write_bytes(b"x")
+    yield number, segment
+    for path in segments(number):
+        path.unlink()
+
+
+def test_segments_without_a_claim_are_not_touched(own_number):
+    number, segment = own_number
+    assert number not in clear_stale() and segment.exists()
+
+
+def test_a_number_taken_over_by_another_program_is_not_touched(own_number):
+    number, segment = own_number
+    context = multiprocessing.get_context("fork")
+    claimer = context.Process(target=claim, args=(number,))
+    claimer.start()
+    claimer.join()
+    replacement = segment.with_name("replacement")
+    replacement.write_bytes(b"y")
+    replacement.rename(segment)  # another inode
+    assert number not in clear_stale() and segment.read_bytes() == b"y"
+    assert not (SHARED_MEMORY / f"{number:06}_anymixer").exists()
