@@ -1,0 +1,77 @@
+"""Callbacks of every run: say what was chosen at the start, keep the configuration in every checkpoint."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+_SHOWN = 6
+
+
+def say(text: str) -> None:
+    """Print one line on rank 0."""
+    if dist.get_global_rank() == 0:
+        print(text, flush=True)
+
+
+class LaunchReport(Callback):
+    """Print how the run is launched, and the microbatch size whenever Composer's search changes it."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.microbatch: int | float | None = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Print the device, the ranks, the precision and the batch sizes."""
+        say(self.description)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Print the microbatch size that automatic microbatching settled on."""
+        if state.auto_microbatching and state.device_train_microbatch_size != self.microbatch:
+            self.microbatch = state.device_train_microbatch_size
+            say(f"device_train_microbatch_size: {self.microbatch} fits (step {int(state.timestamp.batch)})")
+
+
+class RunConfig(Callback):
+    """Keep the resolved configuration in every checkpoint, and give it to the loggers.
+
+    It is stored as JSON text under ["state"]["callbacks"]["RunConfig"]["config"], so that a checkpoint of
+    shards loads whatever keys a later configuration has. After a resume, the keys that changed are printed:
+    the optimizer's own (lr, betas, weight decay) come from the checkpoint, not from the file.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = json.loads(json.dumps(config, default=str))
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Log the configuration as hyperparameters."""
+        logger.log_hyperparameters(self.config)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps."""
+        return {"config": json.dumps(self.config, sort_keys=True)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare with the configuration that wrote the checkpoint."""
+        changed = changed_keys(json.loads(state["config"]), self.config)
+        if changed:
+            more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+            say(f"changed since the checkpoint: {', '.join(changed[:_SHOWN])}{more}")
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return "key: old -> new" for every leaf that differs between two nested mappings."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    keys = [key for key in old | new if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
