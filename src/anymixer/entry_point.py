@@ -1,0 +1,30 @@
+"""How every program of ours ends: a user's mistake is one line and exit code 2, a bug of ours a stack trace."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from anymixer.errors import UserError
+
+
+def run(main: Callable[[list[str]], None], arguments: list[str]) -> int:
+    """Call `main(arguments)` and return the exit code: 0, 2 for a UserError or a full disk, 130 for Ctrl-C."""
+    try:
+        main(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _fail(f"the disk is full: {error.filename or error}")
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    # All ranks of a launch find the same mistake; one of them says so.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return 2

@@ -1,0 +1,94 @@
+"""Fills masks with a trained model, to see with one's own eyes what it has learnt."""
+
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from anymixer.config import PretrainConfig, load_config
+from anymixer.data import load_tokenizer
+from anymixer.errors import UserError
+from anymixer.models import build_model
+from anymixer.models.checkpoint_weights import load_checkpoint_weights
+from anymixer.pretrain import CONFIG_NAME, TOKENIZER_NAME
+
+
+def load_run(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, PretrainConfig]:
+    """The model (evaluation mode, CPU), tokenizer and configuration that `main.py` saved in `folder`.
+
+    Raises UserError when the folder is no run or holds no whole checkpoint.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise UserError(f"{folder}: no run is there ({CONFIG_NAME} is missing); give the run's save_folder")
+    config = load_config(folder / CONFIG_NAME)
+    model = build_model(config.model, load_weights=False)
+    load_checkpoint_weights(model, folder / "latest-rank0.pt", str(folder))
+    return model.eval(), load_tokenizer(str(folder / TOKENIZER_NAME)), config
+
+
+def fill_and_print(folder: Path, texts: list[str], *, examples: int, top: int) -> None:
+    """Print each text with its masks and the model's `top` words for each, with their probabilities.
+
+    examples: number of rows of the run's own held-out data to mask one word in, besides `texts`.
+    """
+    if not texts and not examples:
+        raise UserError("texts: none given; write a text with [MASK] in it, or --examples 4")
+    model, tokenizer, config = load_run(folder)
+    table = Table("text", "answer", f"best {top}", show_lines=True)
+    for text in texts:
+        if tokenizer.mask_token not in text:
+            raise UserError(f"texts: no {tokenizer.mask_token} in: {text}")
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        table.add_row(text, "", _guesses(model, tokenizer, ids, top))
+    for ids, answer in _held_out(config, tokenizer, examples):
+        table.add_row(_shown(tokenizer, ids), answer, _guesses(model, tokenizer, ids, top))
+    Console().print(table)
+
+
+@torch.no_grad()
+def _guesses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tensor, top: int) -> str:
+    """The likeliest words of each mask in ids [1, length], a line a mask."""
+    logits = model(input_ids=ids).logits[ids == tokenizer.mask_token_id]
+    likely = logits.softmax(-1).topk(top)
+    words = [tokenizer.convert_ids_to_tokens(row.tolist()) for row in likely.indices]
+    lines = (zip(w, p.tolist()) for w, p in zip(words, likely.values))
+    return "\n".join(", ".join(f"{word} {share:.0%}" for word, share in line) for line in lines)
+
+
+def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, count: int) -> list[tuple[Tensor, str]]:
+    """Spans of held-out text [1, length] with one whole word of letters masked, and that word."""
+    if not count:
+        return []
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from streaming import LocalDataset
+
+    dataset = LocalDataset(config.eval_loader.dataset.local, split=config.eval_loader.dataset.split)
+    spans = []
+    for row in range(0, len(dataset), max(1, len(dataset) // count)):
+        sample = dataset[row]
+        ids = sample["tokens"][:48].tolist() if "tokens" in sample else tokenizer(sample["text"])["input_ids"][:48]
+        if place := _maskable(tokenizer.convert_ids_to_tokens(ids)):
+            answer = tokenizer.convert_ids_to_tokens(ids[place])
+            ids[place] = tokenizer.mask_token_id
+            spans.append((torch.tensor([ids]), answer))
+    return spans[:count]
+
+
+def _maskable(tokens: list[str]) -> int | None:
+    """The place nearest the middle whose token is a whole word of at least three letters."""
+    whole = [
+        i
+        for i in range(1, len(tokens) - 1)
+        if tokens[i].isalpha() and len(tokens[i]) > 2 and not tokens[i + 1].startswith("##")
+    ]
+    return min(whole, key=lambda i: abs(i - len(tokens) // 2), default=None)
+
+
+def _shown(tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> str:
+    special = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token}
+    tokens = [t for t in tokenizer.convert_ids_to_tokens(ids[0].tolist()) if t not in special]
+    return tokenizer.convert_tokens_to_string(tokens)

@@ -1,0 +1,162 @@
+"""A pretraining run from start to end: check, build, train, evaluate, say where everything lies."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anymixer.config import PretrainConfig, dump_config
+from anymixer.data import build_loader, check_data, load_tokenizer, read_manifest
+from anymixer.errors import UserError
+from anymixer.files import write_text_atomic
+from anymixer.models import build_model
+
+if TYPE_CHECKING:
+    from composer import Trainer
+    from transformers import PreTrainedTokenizerFast
+
+CONFIG_NAME = "config.yaml"
+TOKENIZER_NAME = "tokenizer"
+SUMMARY_NAME = "summary.json"
+
+
+def check_run(config: PretrainConfig) -> "PreTrainedTokenizerFast":
+    """Check, before any work, everything that needs neither a device nor a model; return the tokenizer.
+
+    Raises UserError for data that is missing or broken, a tokenizer that cannot be found or is larger than
+    the model's vocabulary, and rows longer than the model's positions.
+    """
+    for key, loader, train in (
+        ("train_loader", config.train_loader, True),
+        ("eval_loader", config.eval_loader, False),
+    ):
+        check_data(loader.resolved(train=train), key)
+    tokenizer = load_tokenizer(config.tokenizer_name)
+    vocab_size = config.model.vocab_size()
+    if len(tokenizer) > vocab_size:
+        raise UserError(
+            f"model.model_config.vocab_size: {vocab_size} is smaller than the {len(tokenizer)} tokens of "
+            f"{config.tokenizer_name}; set it to {-(-len(tokenizer) // 8) * 8}"
+        )
+    limit = config.model.max_positions()
+    if limit is not None and config.max_seq_len > limit:
+        raise UserError(
+            f"max_seq_len: {config.max_seq_len} is longer than model.model_config.max_position_embeddings = {limit}"
+        )
+    return tokenizer
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Train as `config` says. Raises UserError for mistakes, all of them before any work."""
+    tokenizer = check_run(config)
+    # Composer takes seconds to import, so mistakes are found first.
+    from composer.utils import reproducibility
+
+    from anymixer.training.launch import initialize_distributed, plan_launch, save_folder
+    from anymixer.training.run_callbacks import say
+    from anymixer.training.trainer import build_trainer, fit
+
+    plan = plan_launch(config)
+    initialize_distributed(plan, config)
+    # The same weights on every rank, and for every number of ranks.
+    reproducibility.seed_all(config.seed)
+    model = build_model(config.model)
+    say(f"{config.run_name}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    train_spec = build_loader(
+        config.train_loader,
+        tokenizer,
+        device_batch_size=plan.device_train_batch_size,
+        seed=config.seed,
+        train=True,
+    )
+    eval_spec = build_loader(
+        config.eval_loader, tokenizer, device_batch_size=plan.device_eval_batch_size, seed=config.seed, train=False
+    )
+    trainer = build_trainer(config, model, tokenizer, train_spec, eval_spec, hparams=dataclasses.asdict(config))
+    folder = save_folder(config)
+    if folder is not None:
+        _save_beside_checkpoints(config, tokenizer, folder)
+    try:
+        before = None
+        if config.eval_first and trainer.state.timestamp.batch == 0:
+            before = _evaluate(trainer, config)
+        fit(trainer)
+        after = _latest_metrics(trainer) or _evaluate(trainer, config)
+    except KeyboardInterrupt:
+        again = "start the same command again to continue" if config.autoresume else "autoresume is off"
+        say(f"interrupted at step {trainer.state.timestamp.batch}; checkpoints are in {folder} ({again})")
+        raise
+    finally:
+        trainer.close()
+    _report(config, before, after, folder, steps=int(trainer.state.timestamp.batch))
+
+
+def _save_beside_checkpoints(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """Put the resolved configuration and the tokenizer next to the checkpoints (rank 0)."""
+    from composer.utils import dist
+
+    if dist.get_global_rank() == 0:
+        write_text_atomic(folder / CONFIG_NAME, dump_config(config))
+        tokenizer.save_pretrained(str(folder / TOKENIZER_NAME))
+    dist.barrier()
+
+
+def _evaluate(trainer: "Trainer", config: PretrainConfig) -> dict[str, float]:
+    trainer.eval(subset_num_batches=config.eval_subset_num_batches)
+    return _latest_metrics(trainer)
+
+
+def _latest_metrics(trainer: "Trainer") -> dict[str, float]:
+    """Loss (nats per masked token) and accuracy of the last evaluation; empty when there was none."""
+    names = {"LanguageCrossEntropy": "loss", "MaskedAccuracy": "accuracy"}
+    values: dict[str, Any] = trainer.state.eval_metric_values
+    return {ours: float(values[theirs]) for theirs, ours in names.items() if theirs in values}
+
+
+def _report(
+    config: PretrainConfig, before: dict[str, float] | None, after: dict[str, float], folder: Path | None, steps: int
+) -> None:
+    """Print what was reached and where everything lies, and keep it as JSON beside the checkpoints (rank 0)."""
+    from composer.utils import dist
+    from rich.console import Console
+    from rich.table import Table
+
+    if dist.get_global_rank() != 0:
+        return
+    entropy = _unigram_entropy(config)
+    table = Table(title=f"{config.run_name}: held-out text after {steps:,} steps", title_justify="left")
+    for column in ("", *(["before"] if before else []), "after"):
+        table.add_column(column, justify="right" if column else "left")
+    columns = [before, after] if before else [after]
+    table.add_row("masked-LM loss (nats)", *(f"{m['loss']:.3f}" for m in columns))
+    table.add_row("masked-LM accuracy", *(f"{m['accuracy']:.1%}" for m in columns))
+    if entropy is not None:
+        table.add_row("unigram entropy (nats)", *[""] * (len(columns) - 1), f"{entropy:.3f}")
+        if after["loss"] < entropy:
+            table.add_row("loss below it", *[""] * (len(columns) - 1), f"{entropy - after['loss']:.3f}")
+    console = Console()
+    console.print(table)
+    for what, where in _places(config, folder).items():
+        print(f"{what:<12} {where}")
+    if folder is not None:
+        summary = {"steps": steps, "before": before, "after": after, "unigram_entropy_nats": entropy}
+        write_text_atomic(folder / SUMMARY_NAME, json.dumps(summary, indent=2) + "\n")
+
+
+def _places(config: PretrainConfig, folder: Path | None) -> dict[str, str]:
+    places = {"data": str(config.data_local)}
+    if folder is not None:
+        places |= {
+            "checkpoint": str(folder / "latest-rank0.pt"),
+            "tokenizer": str(folder / TOKENIZER_NAME),
+            "config": str(folder / CONFIG_NAME),
+            "summary": str(folder / SUMMARY_NAME),
+        }
+    return places
+
+
+def _unigram_entropy(config: PretrainConfig) -> float | None:
+    """Loss in nats of always predicting the words' frequencies, where the data's manifest knows it."""
+    manifest = read_manifest(config.data_local) if config.data_local else None
+    value = (manifest or {}).get("unigram_entropy_nats")
+    return None if value is None else float(value)
