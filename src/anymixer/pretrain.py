@@ -13,6 +13,7 @@ from anymixer.models import build_model
 
 if TYPE_CHECKING:
     from composer import Trainer
+    from rich.table import Table
     from transformers import PreTrainedTokenizerFast
 
 CONFIG_NAME = "config.yaml"
@@ -88,7 +89,15 @@ def pretrain(config: PretrainConfig) -> None:
         raise
     finally:
         trainer.close()
-    _report(config, before, after, folder, steps=int(trainer.state.timestamp.batch))
+    total = (trainer.state.total_loss_dict or {}).get("loss/train/total")
+    results = {
+        "steps": int(trainer.state.timestamp.batch),
+        "train_loss": None if total is None else float(total),
+        "before": before,
+        "after": after,
+        "unigram_entropy_nats": _unigram_entropy(config),
+    }
+    _report(config, results, folder)
 
 
 def _save_beside_checkpoints(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
@@ -113,34 +122,36 @@ def _latest_metrics(trainer: "Trainer") -> dict[str, float]:
     return {ours: float(values[theirs]) for theirs, ours in names.items() if theirs in values}
 
 
-def _report(
-    config: PretrainConfig, before: dict[str, float] | None, after: dict[str, float], folder: Path | None, steps: int
-) -> None:
+def _report(config: PretrainConfig, results: dict[str, Any], folder: Path | None) -> None:
     """Print what was reached and where everything lies, and keep it as JSON beside the checkpoints (rank 0)."""
     from composer.utils import dist
     from rich.console import Console
-    from rich.table import Table
 
     if dist.get_global_rank() != 0:
         return
-    entropy = _unigram_entropy(config)
-    table = Table(title=f"{config.run_name}: held-out text after {steps:,} steps", title_justify="left")
-    for column in ("", *(["before"] if before else []), "after"):
-        table.add_column(column, justify="right" if column else "left")
-    columns = [before, after] if before else [after]
-    table.add_row("masked-LM loss (nats)", *(f"{m['loss']:.3f}" for m in columns))
-    table.add_row("masked-LM accuracy", *(f"{m['accuracy']:.1%}" for m in columns))
-    if entropy is not None:
-        table.add_row("unigram entropy (nats)", *[""] * (len(columns) - 1), f"{entropy:.3f}")
-        if after["loss"] < entropy:
-            table.add_row("loss below it", *[""] * (len(columns) - 1), f"{entropy - after['loss']:.3f}")
-    console = Console()
-    console.print(table)
+    Console().print(_results_table(config, results))
     for what, where in _places(config, folder).items():
         print(f"{what:<12} {where}")
     if folder is not None:
-        summary = {"steps": steps, "before": before, "after": after, "unigram_entropy_nats": entropy}
-        write_text_atomic(folder / SUMMARY_NAME, json.dumps(summary, indent=2) + "\n")
+        write_text_atomic(folder / SUMMARY_NAME, json.dumps(results, indent=2) + "\n")
+
+
+def _results_table(config: PretrainConfig, results: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    before, after, entropy = (results[key] for key in ("before", "after", "unigram_entropy_nats"))
+    table = Table(title=f"{config.run_name}: held-out text after {results['steps']:,} steps", title_justify="left")
+    for column in ("", *(["before"] if before else []), "after"):
+        table.add_column(column, justify="right" if column else "left")
+    columns = [before, after] if before else [after]
+    blank = [""] * (len(columns) - 1)
+    table.add_row("masked-LM loss (nats)", *(f"{m['loss']:.3f}" for m in columns))
+    table.add_row("masked-LM accuracy", *(f"{m['accuracy']:.1%}" for m in columns))
+    if entropy is not None:
+        table.add_row("unigram entropy (nats)", *blank, f"{entropy:.3f}")
+        if after["loss"] < entropy:
+            table.add_row("loss below it", *blank, f"{entropy - after['loss']:.3f}")
+    return table
 
 
 def _places(config: PretrainConfig, folder: Path | None) -> dict[str, str]:

@@ -133,3 +133,26 @@ def test_bfloat16_stays_close():
 def test_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="unknown backend 'tritn'"), force_backend("tritn"):
         pass
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("length", [1, 63, 128, 500, 4097])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_agrees_with_the_float64_reference(length, dtype):
+    inputs = [t.requires_grad_() for t in make_inputs(length=length, nheads=4, headdim=64, d_state=64)]
+    ids = packed_ids(2, length)
+    real = (ids >= 0)[..., None, None]
+    cotangent = torch.randn(2, length, 4, 64, dtype=torch.float64) * real
+    with force_backend("reference"):
+        expected = mix(inputs, sequence_id=ids)
+    expected_grads = torch.autograd.grad((expected * cotangent).sum(), inputs)
+    low = [i in (0, 4, 5, 6, 7) for i in range(len(inputs))]
+    on_gpu = [
+        t.detach().to("cuda", dtype if is_low else torch.float32).requires_grad_() for t, is_low in zip(inputs, low)
+    ]
+    actual = mix(on_gpu, sequence_id=ids.cuda())
+    actual_grads = torch.autograd.grad((actual * cotangent.cuda()).sum(), on_gpu)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for a, e in [(actual * real.cuda(), expected * real), *zip(actual_grads, expected_grads)]:
+        error = (a.double().cpu() - e).norm() / e.norm().clamp(min=1e-9)
+        assert error < tolerance

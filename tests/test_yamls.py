@@ -1,0 +1,44 @@
+"""Every YAML file of the repository loads, builds on the meta device, and is the size it says."""
+
+from pathlib import Path
+
+import pytest
+
+from anymixer.config import load_config
+from anymixer.config.layers import file_layers
+from anymixer.describe import build_on_meta, count_parameters
+from anymixer.training import check_tables
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for path in (ROOT / "yamls").rglob("*.yaml") if path.parent.name != "_base")
+PARAMETERS = {
+    "pretrain/hydra": 112_086_712,
+    "pretrain/bert": 109_518_912,
+    "pretrain/hf_bert": 109_518_912,
+    "pretrain/mosaic_bert": 137_400_384,
+}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT / "yamls").with_suffix(""))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_loads_and_builds(path):
+    config = load_config(path, checks=[check_tables])
+    model = build_on_meta(config)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    expected = PARAMETERS.get(name_of(path))
+    if expected is not None:
+        assert count_parameters(model) == expected
+
+
+def test_every_base_file_is_inherited_by_a_run():
+    used = {Path(layer.source).resolve() for path in FILES for layer in file_layers(path)}
+    assert {p.resolve() for p in (ROOT / "yamls" / "_base").glob("*.yaml")} <= used
+
+
+def test_the_table_of_the_readme_lists_every_file():
+    readme = (ROOT / "README.md").read_text()
+    missing = [name_of(path) for path in FILES if f"yamls/{name_of(path)}.yaml" not in readme]
+    assert missing == []
