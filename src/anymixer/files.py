@@ -1,7 +1,6 @@
 """Writing files so that a reader finds the old content or the new, never half of one."""
 
 import os
-import tempfile
 from pathlib import Path
 
 
@@ -9,13 +8,13 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     """Replace the file at `path` by `text`; folders above it are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

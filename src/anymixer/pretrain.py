@@ -1,6 +1,7 @@
 """A pretraining run from start to end: check, build, train, evaluate, say where everything lies."""
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,10 +84,16 @@ def pretrain(config: PretrainConfig) -> None:
             before = _evaluate(trainer, config)
         fit(trainer)
         after = _latest_metrics(trainer) or _evaluate(trainer, config)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Composer turns Ctrl-C into the latter
         again = "start the same command again to continue" if config.autoresume else "autoresume is off"
         say(f"interrupted at step {trainer.state.timestamp.batch}; checkpoints are in {folder} ({again})")
         raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"save_folder: no space left for checkpoints in {folder}; make room and start the same command again"
+        ) from error
     finally:
         trainer.close()
     total = (trainer.state.total_loss_dict or {}).get("loss/train/total")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from composer.core import Callback, State
-from composer.loggers import Logger
+from composer.loggers import ConsoleLogger, Logger, ProgressBarLogger
 from composer.utils import dist
 
 _SHOWN = 6
@@ -47,8 +47,10 @@ class RunConfig(Callback):
         self.config = json.loads(json.dumps(config, default=str))
 
     def init(self, state: State, logger: Logger) -> None:
-        """Log the configuration as hyperparameters."""
-        logger.log_hyperparameters(self.config)
+        """Log the configuration as hyperparameters, except to the terminal, which it would fill."""
+        for destination in logger.destinations:
+            if not isinstance(destination, (ConsoleLogger, ProgressBarLogger)):
+                destination.log_hyperparameters(self.config)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint keeps."""
