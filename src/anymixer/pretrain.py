@@ -1,8 +1,11 @@
 """A pretraining run from start to end: check, build, train, evaluate, say where everything lies."""
 
+import contextlib
 import dataclasses
 import errno
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,50 +55,21 @@ def pretrain(config: PretrainConfig) -> None:
     """Train as `config` says. Raises UserError for mistakes, all of them before any work."""
     tokenizer = check_run(config)
     # Composer takes seconds to import, so mistakes are found first.
-    from composer.utils import reproducibility
+    from anymixer.training.launch import save_folder
+    from anymixer.training.trainer import fit
 
-    from anymixer.training.launch import initialize_distributed, plan_launch, save_folder
-    from anymixer.training.run_callbacks import say
-    from anymixer.training.trainer import build_trainer, fit
-
-    plan = plan_launch(config)
-    initialize_distributed(plan, config)
-    # The same weights on every rank, and for every number of ranks.
-    reproducibility.seed_all(config.seed)
-    model = build_model(config.model)
-    say(f"{config.run_name}: {sum(p.numel() for p in model.parameters()):,} parameters")
-    train_spec = build_loader(
-        config.train_loader,
-        tokenizer,
-        device_batch_size=plan.device_train_batch_size,
-        seed=config.seed,
-        train=True,
-    )
-    eval_spec = build_loader(
-        config.eval_loader, tokenizer, device_batch_size=plan.device_eval_batch_size, seed=config.seed, train=False
-    )
-    trainer = build_trainer(config, model, tokenizer, train_spec, eval_spec, hparams=dataclasses.asdict(config))
+    trainer = _build_trainer(config, tokenizer)
     folder = save_folder(config)
     if folder is not None:
         _save_beside_checkpoints(config, tokenizer, folder)
-    try:
+    with _closing(trainer, config, folder):
         before = None
         if config.eval_first and trainer.state.timestamp.batch == 0:
             before = _evaluate(trainer, config)
+        # So that what is there after training is no earlier evaluation's.
+        trainer.state.eval_metric_values = {}
         fit(trainer)
         after = _latest_metrics(trainer) or _evaluate(trainer, config)
-    except (KeyboardInterrupt, SystemExit):  # Composer turns Ctrl-C into the latter
-        again = "start the same command again to continue" if config.autoresume else "autoresume is off"
-        say(f"interrupted at step {trainer.state.timestamp.batch}; checkpoints are in {folder} ({again})")
-        raise
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"save_folder: no space left for checkpoints in {folder}; make room and start the same command again"
-        ) from error
-    finally:
-        trainer.close()
     total = (trainer.state.total_loss_dict or {}).get("loss/train/total")
     results = {
         "steps": int(trainer.state.timestamp.batch),
@@ -107,6 +81,56 @@ def pretrain(config: PretrainConfig) -> None:
     _report(config, results, folder)
 
 
+def _build_trainer(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> "Trainer":
+    """Model, loaders and Trainer of this rank."""
+    from composer.utils import reproducibility
+
+    from anymixer.training.launch import initialize_distributed, plan_launch
+    from anymixer.training.run_callbacks import say
+    from anymixer.training.trainer import build_trainer
+
+    plan = plan_launch(config)
+    initialize_distributed(plan, config)
+    # The same weights on every rank, and for every number of ranks.
+    reproducibility.seed_all(config.seed)
+    model = build_model(config.model)
+    say(f"{config.run_name}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    loaders = (
+        build_loader(loader, tokenizer, device_batch_size=size, seed=config.seed, train=train)
+        for loader, size, train in (
+            (config.train_loader, plan.device_train_batch_size, True),
+            (config.eval_loader, plan.device_eval_batch_size, False),
+        )
+    )
+    return build_trainer(config, model, tokenizer, *loaders, hparams=dataclasses.asdict(config))
+
+
+@contextlib.contextmanager
+def _closing(trainer: "Trainer", config: PretrainConfig, folder: Path | None) -> Iterator[None]:
+    """Close the trainer at the end of the block, and say in one line why it ended where it did not finish."""
+    from anymixer.training.run_callbacks import say
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Composer turns Ctrl-C and SIGTERM into the latter
+        say("\n" + _interrupted(trainer, config, folder))  # below the progress bar
+        raise
+    except RuntimeError as error:
+        # A cluster's SIGTERM reaches the loader's workers too, and torch may notice theirs first.
+        if "signal: Terminated" not in str(error):
+            raise
+        say("\n" + _interrupted(trainer, config, folder))  # below the progress bar
+        raise SystemExit(128 + signal.SIGTERM) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"save_folder: no space left for checkpoints in {folder}; make room and start the same command again"
+        ) from error
+    finally:
+        trainer.close()
+
+
 def _save_beside_checkpoints(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
     """Put the resolved configuration and the tokenizer next to the checkpoints (rank 0)."""
     from composer.utils import dist
@@ -115,6 +139,16 @@ def _save_beside_checkpoints(config: PretrainConfig, tokenizer: "PreTrainedToken
         write_text_atomic(folder / CONFIG_NAME, dump_config(config))
         tokenizer.save_pretrained(str(folder / TOKENIZER_NAME))
     dist.barrier()
+
+
+def _interrupted(trainer: "Trainer", config: PretrainConfig, folder: Path | None) -> str:
+    """What to say of a run that was asked to stop."""
+    step = int(trainer.state.timestamp.batch)
+    if folder is None:
+        return f"interrupted at step {step}; without save_folder, nothing was saved"
+    if not config.autoresume:
+        return f"interrupted at step {step}; checkpoints are in {folder}; continue with autoresume=true"
+    return f"interrupted at step {step}; start the same command again to continue from the last checkpoint in {folder}"
 
 
 def _evaluate(trainer: "Trainer", config: PretrainConfig) -> dict[str, float]:
