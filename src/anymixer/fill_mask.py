@@ -16,6 +16,9 @@ from anymixer.models import build_model
 from anymixer.models.checkpoint_weights import load_checkpoint_weights
 from anymixer.pretrain import CONFIG_NAME, TOKENIZER_NAME
 
+# Tokens of a held-out row to show.
+SPAN = 48
+
 
 def load_run(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, PretrainConfig]:
     """The model (evaluation mode, CPU), tokenizer and configuration that `main.py` saved in `folder`.
@@ -38,12 +41,12 @@ def fill_and_print(folder: Path, texts: list[str], *, examples: int, top: int) -
     if not texts and not examples:
         raise UserError("texts: none given; write a text with [MASK] in it, or --examples 4")
     model, tokenizer, config = load_run(folder)
+    mask = str(tokenizer.mask_token)
     table = Table("text", "answer", f"best {top}", show_lines=True)
     for text in texts:
-        if tokenizer.mask_token not in text:
-            raise UserError(f"texts: no {tokenizer.mask_token} in: {text}")
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
-        table.add_row(text, "", _guesses(model, tokenizer, ids, top))
+        if mask not in text:
+            raise UserError(f"texts: no {mask} in: {text}")
+        table.add_row(text, "", _guesses(model, tokenizer, torch.tensor([tokenizer.encode(text)]), top))
     for ids, answer in _held_out(config, tokenizer, examples):
         table.add_row(_shown(tokenizer, ids), answer, _guesses(model, tokenizer, ids, top))
     Console().print(table)
@@ -66,15 +69,15 @@ def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, count:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from streaming import LocalDataset
 
-    dataset = LocalDataset(config.eval_loader.dataset.local, split=config.eval_loader.dataset.split)
+    dataset = LocalDataset(str(config.eval_loader.dataset.local), split=config.eval_loader.dataset.split)
     spans = []
     for row in range(0, len(dataset), max(1, len(dataset) // count)):
         sample = dataset[row]
-        ids = sample["tokens"][:48].tolist() if "tokens" in sample else tokenizer(sample["text"])["input_ids"][:48]
-        if place := _maskable(tokenizer.convert_ids_to_tokens(ids)):
-            answer = tokenizer.convert_ids_to_tokens(ids[place])
-            ids[place] = tokenizer.mask_token_id
-            spans.append((torch.tensor([ids]), answer))
+        ids = (sample["tokens"].tolist() if "tokens" in sample else tokenizer.encode(sample["text"]))[:SPAN]
+        words = [str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in ids]
+        if place := _maskable(words):
+            ids[place] = tokenizer.vocab[str(tokenizer.mask_token)]
+            spans.append((torch.tensor([ids]), words[place]))
     return spans[:count]
 
 
@@ -89,6 +92,6 @@ def _maskable(tokens: list[str]) -> int | None:
 
 
 def _shown(tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> str:
-    special = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token}
+    special = [tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token]
     tokens = [t for t in tokenizer.convert_ids_to_tokens(ids[0].tolist()) if t not in special]
     return tokenizer.convert_tokens_to_string(tokens)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from anymixer.errors import UserError
 
@@ -19,7 +20,7 @@ HARMLESS_TYPES: list[Any] = [
     np.dtype,
     np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     datetime.timedelta,
-    torch.torch_version.TorchVersion,
+    TorchVersion,
     *(type(np.dtype(code)) for code in ("uint32", "int64", "float64", "uint8", "bool")),
 ]
 

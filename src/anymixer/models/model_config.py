@@ -142,13 +142,15 @@ class ModelConfig:
             return MixerBertConfig(mixer=self.mixer, **self.model_config)
         from transformers import AutoConfig, BertConfig
 
-        if self.pretrained_model_name in (None, "bert-base-uncased") and not self.use_pretrained:
+        name = self.pretrained_model_name
+        # BertConfig's defaults are bert-base-uncased's own, so a model from scratch needs no download.
+        if name is None or (name == "bert-base-uncased" and not self.use_pretrained):
             return BertConfig(**self.model_config)
         try:
-            return AutoConfig.from_pretrained(self.pretrained_model_name, **self.model_config)
+            return AutoConfig.from_pretrained(name, **self.model_config)
         except OSError as error:
             raise UserError(
-                f"model.pretrained_model_name: cannot load '{self.pretrained_model_name}' "
+                f"model.pretrained_model_name: cannot load '{name}' "
                 f"(neither a folder nor reachable on the Hub): {str(error).splitlines()[0]}"
             ) from error
 

@@ -51,10 +51,11 @@ class MixerBertPreTrainedModel(PreTrainedModel):
             if module.padding_idx is not None:
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
-        elif isinstance(module, (nn.LayerNorm, GatedRMSNorm)):
+        elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, GatedRMSNorm):
+            nn.init.ones_(module.weight)
         elif isinstance(module, SequenceMixer):
             module.reset_own_parameters()
 
