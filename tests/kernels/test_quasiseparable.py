@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from anymixer_kernels import force_backend
-from anymixer_kernels.quasiseparable import quasiseparable, quasiseparable_matrix
+from anymixer_kernels.quasiseparable import QuasiseparableInputs, quasiseparable, quasiseparable_matrix
 from anymixer_kernels.quasiseparable import torch_form as fast
 from torch.nn.functional import softplus
 
@@ -23,9 +23,13 @@ def make_inputs(batch=2, length=9, nheads=4, headdim=3, ngroups=2, d_state=5, dt
     return [x, *dt, A, *B, *C, normal(batch, length, nheads)]
 
 
-def mix(inputs, **options):
+def bundle(inputs, **options):
     x, dt_f, dt_b, A, B_f, B_b, C_f, C_b, diagonal = inputs
-    return quasiseparable(x, (dt_f, dt_b), A, (B_f, B_b), (C_f, C_b), diagonal, **options)
+    return QuasiseparableInputs(x, (dt_f, dt_b), A, (B_f, B_b), (C_f, C_b), diagonal, **options)
+
+
+def mix(inputs, chunk_size=256, **options):
+    return quasiseparable(bundle(inputs, **options), chunk_size=chunk_size)
 
 
 def packed_ids(batch, length, seed=0):
@@ -44,7 +48,7 @@ def test_matrix_is_the_formula_entry_by_entry():
     inputs = make_inputs(batch=1, length=6)
     x, dt_f, dt_b, A, B_f, B_b, C_f, C_b, diagonal = inputs
     ids = torch.tensor([[0, 0, 1, 1, 1, -1]])
-    matrix = quasiseparable_matrix((dt_f, dt_b), A, (B_f, B_b), (C_f, C_b), diagonal, sequence_id=ids)
+    matrix = quasiseparable_matrix(bundle(inputs, sequence_id=ids))
     for h in range(4):
         for t in range(6):
             for s in range(6):

@@ -1,7 +1,30 @@
 """The definition of quasiseparable mixing: every matrix entry spelled out, exact in float64."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QuasiseparableInputs:
+    """What the op reads; pairs are (forward, backward).
+
+    x: [batch, length, nheads, headdim]. dt: each [batch, length, nheads], positive. A: [nheads], negative.
+    B, C: each [batch, length, ngroups, d_state]; head h reads group h // (nheads // ngroups).
+    diagonal: [batch, length, nheads]. sequence_id: [batch, length] integers, -1 for padding (ignored as a
+    source); None means that every row is one sequence without padding. initial_state: [nheads, headdim,
+    d_state], the state before the first token of every sequence, in both directions; None is zero.
+    """
+
+    x: Tensor
+    dt: tuple[Tensor, Tensor]
+    A: Tensor
+    B: tuple[Tensor, Tensor]
+    C: tuple[Tensor, Tensor]
+    diagonal: Tensor
+    sequence_id: Tensor | None = None
+    initial_state: Tensor | None = None
 
 
 def expand_groups(projections: Tensor, nheads: int) -> Tensor:
@@ -14,28 +37,21 @@ def same_sequence(sequence_id: Tensor) -> Tensor:
     return (sequence_id[:, :, None] == sequence_id[:, None, :])[:, None]
 
 
-def quasiseparable_matrix(
-    dt: tuple[Tensor, Tensor],
-    A: Tensor,
-    B: tuple[Tensor, Tensor],
-    C: tuple[Tensor, Tensor],
-    diagonal: Tensor,
-    *,
-    sequence_id: Tensor | None = None,
-) -> Tensor:
-    """The mixing matrix M of the module's docstring: [batch, nheads, length, length].
+def quasiseparable_matrix(inputs: QuasiseparableInputs) -> Tensor:
+    """The mixing matrix M of the package's docstring: [batch, nheads, length, length].
 
-    Arguments as in `anymixer_kernels.quasiseparable.quasiseparable`; padding columns are zero.
+    Columns of padding are zero. What an initial state adds is no part of it.
     """
-    length, nheads = diagonal.shape[1:]
+    nheads = inputs.diagonal.shape[2]
+    dt, A, B, C = inputs.dt, inputs.A, inputs.B, inputs.C
     forward = _shifted_triangle(dt[0], A, expand_groups(B[0], nheads), expand_groups(C[0], nheads))
     flipped_B, flipped_C = (expand_groups(p[1].flip(1), nheads) for p in (B, C))
     backward = _shifted_triangle(dt[1].flip(1), A, flipped_B, flipped_C).flip(-2, -1)
-    matrix = forward + backward + torch.diag_embed(diagonal.transpose(1, 2))
-    if sequence_id is None:
+    matrix = forward + backward + torch.diag_embed(inputs.diagonal.transpose(1, 2))
+    if inputs.sequence_id is None:
         return matrix
-    real = (sequence_id >= 0)[:, None, None, :]
-    return torch.where(same_sequence(sequence_id) & real, matrix, 0.0)
+    real = (inputs.sequence_id >= 0)[:, None, None, :]
+    return torch.where(same_sequence(inputs.sequence_id) & real, matrix, 0.0)
 
 
 def _shifted_triangle(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -53,12 +69,26 @@ def _shifted_triangle(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     return torch.nn.functional.pad(inclusive[..., :-1, :], (0, 0, 1, 0))
 
 
-def initial_state_output(initial_state: Tensor, dt: Tensor, A: Tensor, C: Tensor, sequence_id: Tensor | None) -> Tensor:
-    """What a state before each sequence's first token adds, one direction, after the shift.
+def quasiseparable_reference(inputs: QuasiseparableInputs) -> Tensor:
+    """Y = M X with the whole matrix: [batch, length, nheads, headdim]."""
+    mixed = torch.einsum("bhts,bshp->bthp", quasiseparable_matrix(inputs).to(inputs.x.dtype), inputs.x)
+    if inputs.initial_state is None:
+        return mixed
+    return mixed + initial_state_terms(inputs).to(inputs.x.dtype)
 
-    initial_state: [nheads, headdim, n]; dt: [batch, length, nheads]; C: [batch, length, ngroups, n].
-    Returns [batch, length, nheads, headdim]: row t is C[t-1] . state decayed by all tokens up to t-1.
-    """
+
+def initial_state_terms(inputs: QuasiseparableInputs) -> Tensor:
+    """What the initial state adds, both directions: [batch, length, nheads, headdim]."""
+    state, ids = inputs.initial_state, inputs.sequence_id
+    assert state is not None
+    reversed_ids = None if ids is None else ids.flip(1)
+    forward = _initial_state_term(state, inputs.dt[0], inputs.A, inputs.C[0], ids)
+    backward = _initial_state_term(state, inputs.dt[1].flip(1), inputs.A, inputs.C[1].flip(1), reversed_ids)
+    return forward + backward.flip(1)
+
+
+def _initial_state_term(state: Tensor, dt: Tensor, A: Tensor, C: Tensor, sequence_id: Tensor | None) -> Tensor:
+    """One direction's: row t is C[t-1] . state, decayed by all tokens of its sequence up to t-1."""
     batch, length, nheads = dt.shape
     position = torch.arange(length, device=dt.device).expand(batch, length)
     ids = torch.zeros_like(position) if sequence_id is None else sequence_id
@@ -67,41 +97,7 @@ def initial_state_output(initial_state: Tensor, dt: Tensor, A: Tensor, C: Tensor
     total = torch.cumsum(A * dt, dim=1)
     before = total - A * dt
     decay = torch.exp(total - before.gather(1, start[..., None].expand(-1, -1, nheads)))
-    readout = torch.einsum("bhln,hpn->blhp", expand_groups(C, nheads), initial_state.to(C.dtype))
+    readout = torch.einsum("bhln,hpn->blhp", expand_groups(C, nheads), state.to(C.dtype))
     inclusive = decay[..., None] * readout
     shifted = torch.nn.functional.pad(inclusive[:, :-1], (0, 0, 0, 0, 1, 0))
     return torch.where(same_as_previous[..., None, None], shifted, 0.0)
-
-
-def quasiseparable_reference(
-    x: Tensor,
-    dt: tuple[Tensor, Tensor],
-    A: Tensor,
-    B: tuple[Tensor, Tensor],
-    C: tuple[Tensor, Tensor],
-    diagonal: Tensor,
-    *,
-    sequence_id: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    chunk_size: int = 256,
-) -> Tensor:
-    """Y = M X with the whole matrix; arguments as in the public op (`chunk_size` plays no part here)."""
-    matrix = quasiseparable_matrix(dt, A, B, C, diagonal, sequence_id=sequence_id)
-    mixed = torch.einsum("bhts,bshp->bthp", matrix.to(x.dtype), x)
-    if initial_state is None:
-        return mixed
-    return mixed + initial_state_terms(initial_state, dt, A, C, sequence_id).to(x.dtype)
-
-
-def initial_state_terms(
-    initial_state: Tensor,
-    dt: tuple[Tensor, Tensor],
-    A: Tensor,
-    C: tuple[Tensor, Tensor],
-    sequence_id: Tensor | None,
-) -> Tensor:
-    """`initial_state_output` of both directions: [batch, length, nheads, headdim]."""
-    reversed_ids = None if sequence_id is None else sequence_id.flip(1)
-    forward = initial_state_output(initial_state, dt[0], A, C[0], sequence_id)
-    backward = initial_state_output(initial_state, dt[1].flip(1), A, C[1].flip(1), reversed_ids)
-    return forward + backward.flip(1)

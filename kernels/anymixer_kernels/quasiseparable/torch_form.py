@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from anymixer_kernels.quasiseparable.dense_product import DenseProduct
-from anymixer_kernels.quasiseparable.reference import initial_state_terms
+from anymixer_kernels.quasiseparable.reference import QuasiseparableInputs, initial_state_terms
 
 # Up to DENSE_LENGTH one chunk covers the sequence, which is cheaper than carrying states; beyond it CHUNK tokens
 # are the cheapest split (benchmarks/mixers.py). Neither changes the result.
@@ -17,26 +17,14 @@ DENSE_LENGTH = {"cpu": 128, "cuda": 256}
 CHUNK = {"cpu": 64, "cuda": 128}
 
 
-def quasiseparable_torch(
-    x: Tensor,
-    dt: tuple[Tensor, Tensor],
-    A: Tensor,
-    B: tuple[Tensor, Tensor],
-    C: tuple[Tensor, Tensor],
-    diagonal: Tensor,
-    *,
-    sequence_id: Tensor | None = None,
-    initial_state: Tensor | None = None,
-    chunk_size: int = 256,
-) -> Tensor:
-    """Arguments and result as in `anymixer_kernels.quasiseparable.quasiseparable`."""
-    length = x.shape[1]
-    device = x.device.type
+def quasiseparable_torch(inputs: QuasiseparableInputs, chunk_size: int = 256) -> Tensor:
+    """Y = M X as [batch, length, nheads, headdim], by chunks of at most `chunk_size` tokens."""
+    x, B, C, sequence_id = inputs.x, inputs.B, inputs.C, inputs.sequence_id
+    length, device = x.shape[1], x.device.type
     one_chunk = length <= DENSE_LENGTH.get(device, 256)
     chunk_size = length if one_chunk else min(chunk_size, CHUNK.get(device, 128))
-    wide = torch.promote_types(torch.promote_types(dt[0].dtype, A.dtype), torch.float32)
-    dt = (dt[0].to(wide), dt[1].to(wide))
-    A = A.to(wide)
+    wide = torch.promote_types(torch.promote_types(inputs.dt[0].dtype, inputs.A.dtype), torch.float32)
+    dt, A = (inputs.dt[0].to(wide), inputs.dt[1].to(wide)), inputs.A.to(wide)
 
     # Row t reads at its neighbour: C[t-1] from the left, C[t+1] from the right.
     C_shifted = (pad(C[0][:, :-1], (0, 0, 0, 0, 1, 0)), pad(C[1][:, 1:], (0, 0, 0, 0, 0, 1)))
@@ -58,9 +46,9 @@ def quasiseparable_torch(
         across = [_across_chunks(xs, row[d], col[d], total[d], Bs[d], Cs[d], ids, bool(d)) for d in (0, 1)]
         mixed = mixed + (across[0] + across[1]).to(mixed.dtype)
     mixed = mixed.transpose(2, 3).flatten(1, 2)[:, :length]
-    mixed = mixed + diagonal[..., None].to(x.dtype) * x
-    if initial_state is not None:
-        mixed = mixed + initial_state_terms(initial_state, dt, A, C, sequence_id)
+    mixed = mixed + inputs.diagonal[..., None].to(x.dtype) * x
+    if inputs.initial_state is not None:
+        mixed = mixed + initial_state_terms(inputs)
     return mixed.to(x.dtype)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from anymixer_kernels.depthwise_conv import depthwise_conv
-from anymixer_kernels.quasiseparable import quasiseparable, quasiseparable_matrix
+from anymixer_kernels.quasiseparable import QuasiseparableInputs, quasiseparable, quasiseparable_matrix
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
@@ -17,19 +17,6 @@ from anymixer.layers.param_hints import ParamHint
 from anymixer.mixers.base import SequenceMixer, register_mixer
 
 DEFAULT_HEADDIM = 64
-
-
-@dataclass(frozen=True)
-class _Projected:
-    """What the mixing op reads, after projection and convolution; shapes as in the op's own description."""
-
-    gate: Tensor
-    x: Tensor
-    dt: tuple[Tensor, Tensor]
-    A: Tensor
-    B: tuple[Tensor, Tensor]
-    C: tuple[Tensor, Tensor]
-    diagonal: Tensor
 
 
 @register_mixer("hydra")
@@ -150,14 +137,16 @@ class Hydra(SequenceMixer):
         names = ["dt_bias", "A_log", "D"] + (["init_states"] if self.config.learnable_init_states else [])
         return {name: ParamHint(weight_decay=False) for name in names}
 
-    def _project(self, hidden_states: Tensor, packing: Packing | None) -> _Projected:
+    def _project(self, hidden_states: Tensor, packing: Packing | None) -> tuple[Tensor, QuasiseparableInputs]:
+        """The gate [batch, length, d_inner], and what the mixing op reads."""
         config = self.config
+        ids = None if packing is None else packing.sequence_id
         gate, mixed, dt = self.in_proj(hidden_states).split(self._split, dim=-1)
         mixed = depthwise_conv(
             mixed,
             self.conv1d.weight,
             self.conv1d.bias,
-            sequence_id=None if packing is None else packing.sequence_id,
+            sequence_id=ids,
             packed=packing is not None and packing.packed,
         )
         states = config.ngroups * config.d_state
@@ -168,41 +157,30 @@ class Hydra(SequenceMixer):
         if config.dt_limit != (0.0, math.inf):
             dt = dt.clamp(*config.dt_limit)
         dt_f, dt_b = dt.unbind(dim=-2)
-        return _Projected(
-            gate=gate,
+        return gate, QuasiseparableInputs(
             x=x.unflatten(-1, (self.nheads, self.headdim)),
             dt=(dt_f, dt_b),
             A=-torch.exp(self.A_log.to(wide)),
             B=(B_f, B_b),
             C=(C_f, C_b),
             diagonal=linear(x, self.fc_D.weight) + self.D.to(x.dtype),
+            sequence_id=ids,
+            initial_state=self.init_states if config.learnable_init_states else None,
         )
 
     def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """[batch, length, d_model] -> the same shape; see `SequenceMixer.forward`."""
-        p = self._project(hidden_states, packing)
-        mixed = quasiseparable(
-            p.x,
-            p.dt,
-            p.A,
-            p.B,
-            p.C,
-            p.diagonal,
-            sequence_id=None if packing is None else packing.sequence_id,
-            initial_state=self.init_states if self.config.learnable_init_states else None,
-            chunk_size=self.config.chunk_size,
-        )
-        return self.out_proj(self.norm(mixed.flatten(-2), p.gate))
+        gate, inputs = self._project(hidden_states, packing)
+        mixed = quasiseparable(inputs, chunk_size=self.config.chunk_size)
+        return self.out_proj(self.norm(mixed.flatten(-2), gate))
 
     def matrix(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """M per head: [batch, nheads, length, length] (without what learnable initial states add)."""
-        p = self._project(hidden_states, packing)
-        ids = None if packing is None else packing.sequence_id
-        return quasiseparable_matrix(p.dt, p.A, p.B, p.C, p.diagonal, sequence_id=ids)
+        return quasiseparable_matrix(self._project(hidden_states, packing)[1])
 
     def values(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """x per head: [batch, nheads, length, headdim]."""
-        return self._project(hidden_states, packing).x.transpose(1, 2)
+        return self._project(hidden_states, packing)[1].x.transpose(1, 2)
 
     def output(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """Gated norm and projection of [batch, nheads, length, headdim]."""
