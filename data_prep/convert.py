@@ -29,7 +29,7 @@ from data_prep.train_tokenizer import train_wordpiece
 from data_prep.writer import SplitSummary, SplitWriter, TextWriter, TokenWriter
 
 if TYPE_CHECKING:
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 DATASETS = ("demo", "text")
 SPLITS = ("train", "val")

@@ -19,7 +19,7 @@ from anymixer.errors import UserError
 from data_prep.writer import SplitSummary, token_dtype, unigram_cross_entropy
 
 if TYPE_CHECKING:
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 _LIBRARIES = ("mosaicml-streaming", "numpy", "tokenizers", "transformers")
 _SHARED = ("tokenizer", "concat_tokens", "dtype")  # must agree among the splits of a folder

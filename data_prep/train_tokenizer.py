@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from anymixer.data import wordpiece_tokenizer
 from anymixer.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
-    from transformers import BertTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 # In this order, so that their ids are 0 to 4.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -18,7 +19,7 @@ _SMALLEST = 256
 _LARGEST_ALPHABET = 1000
 
 
-def train_wordpiece(documents: Callable[[], Iterable[str]], vocab_size: int) -> BertTokenizerFast:
+def train_wordpiece(documents: Callable[[], Iterable[str]], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a WordPiece tokenizer with BERT's normalizer (lower case, no accents) and pre-tokenizer.
 
     The same documents give the same tokenizer. It may have fewer entries than `vocab_size` when they are few.
@@ -48,7 +49,7 @@ def train_wordpiece(documents: Callable[[], Iterable[str]], vocab_size: int) -> 
         show_progress=False,
     )
     backend.train_from_iterator(documents(), trainer)
-    return _bert_tokenizer(backend.get_vocab())
+    return wordpiece_tokenizer(backend.get_vocab())
 
 
 def _alphabet(documents: Iterable[str], normalizer: Normalizer, *, limit: int) -> list[str]:
@@ -58,20 +59,3 @@ def _alphabet(documents: Iterable[str], normalizer: Normalizer, *, limit: int) -
         counts.update(normalizer.normalize_str(document))
     letters = [letter for letter in counts if not letter.isspace()]
     return sorted(sorted(letters, key=lambda letter: (-counts[letter], letter))[:limit])
-
-
-def _bert_tokenizer(vocabulary: dict[str, int]) -> BertTokenizerFast:
-    """Return BERT's tokenizer with this vocabulary; only BERT's own five tokens are special in it."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import BertTokenizerFast
-
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)  # pyright: ignore[reportAttributeAccessIssue]
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
-    backend.decoder = decoders.WordPiece(prefix="##")  # pyright: ignore[reportAttributeAccessIssue]
-    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    return BertTokenizerFast(tokenizer_object=backend, do_lower_case=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from streaming import MDSWriter
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 HASH = "xxh64"  # fast enough (GB/s) that readers can check every shard they open
 

@@ -7,6 +7,7 @@ import torch
 
 from anymixer.cli import main
 from anymixer.config import dump_config, load_config
+from anymixer.data import load_tokenizer
 from anymixer.models import build_model
 from anymixer.pretrain import CONFIG_NAME, TOKENIZER_NAME
 from data_prep.convert import ConvertOptions, convert
@@ -30,11 +31,11 @@ def run_folder(tmp_path_factory):
     (folder / CONFIG_NAME).write_text(dump_config(config))
     (data / "tokenizer").rename(folder / TOKENIZER_NAME)
     model = build_model(config.model)
-    vocabulary = (folder / TOKENIZER_NAME / "vocab.txt").read_text().split("\n")
+    vocabulary = load_tokenizer(str(folder / TOKENIZER_NAME)).get_vocab()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        model.head.decoder.bias[vocabulary.index("tree")] = 20.0
+        model.head.decoder.bias[vocabulary["tree"]] = 20.0
     state = {"state": {"model": {f"model.{name}": value for name, value in model.state_dict().items()}}}
     torch.save(state, folder / "latest-rank0.pt")
     return folder

@@ -71,7 +71,7 @@ def test_rows_are_full_and_hold_the_documents_in_order(corpus, tmp_path):
 def test_a_conversion_is_reproducible(corpus, tmp_path):
     for name in ("a", "b"):
         convert(options(corpus, tmp_path / name, train_tokenizer=300, concat_tokens=16))
-    for file in ("train/shard.00000.mds", "val/shard.00000.mds", "tokenizer/vocab.txt"):
+    for file in ("train/shard.00000.mds", "val/shard.00000.mds", "tokenizer/tokenizer.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 

@@ -9,7 +9,7 @@ from anymixer.data.config import DatasetConfig, LoaderConfig, StreamConfig
 from anymixer.data.loader import build_loader
 from anymixer.data.masking import IGNORED_LABEL, mask_tokens, sequence_ids
 from anymixer.data.shards import read_manifest
-from anymixer.data.tokenization import load_tokenizer, tokenizer_fingerprint
+from anymixer.data.tokenization import load_tokenizer, tokenizer_fingerprint, wordpiece_tokenizer
 
 if TYPE_CHECKING:
     from anymixer.data.dataset import TextDataset
@@ -27,6 +27,7 @@ __all__ = [
     "read_manifest",
     "sequence_ids",
     "tokenizer_fingerprint",
+    "wordpiece_tokenizer",
 ]
 
 

@@ -12,7 +12,7 @@ from anymixer.data.tokenization import tokenizer_fingerprint
 from anymixer.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 
 def check_data(config: LoaderConfig, key: str, tokenizer: PreTrainedTokenizerFast | None = None) -> None:

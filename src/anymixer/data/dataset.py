@@ -20,7 +20,7 @@ from anymixer.data.shards import ShardFile
 from anymixer.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 # Enough characters for a token, nearly always: a text is tokenized this far before all of it is.
 _CHARS_PER_TOKEN = 8

@@ -21,7 +21,7 @@ from anymixer.errors import UserError
 if TYPE_CHECKING:
     from composer.core import DataSpec
     from streaming import Stream, StreamingDataLoader
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     from anymixer.data.dataset import TextDataset
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from anymixer.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 _ALTERNATIVES = "give a folder with tokenizer.json or vocab.txt, or a vocab.txt file"
 
@@ -45,6 +45,26 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def wordpiece_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
+    """Return BERT's lower-case tokenizer with this vocabulary (entry -> id); its five own tokens are special.
+
+    Built from its parts, because `BertTokenizerFast(vocab_file=...)` of transformers 5 ignores the file.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import BertTokenizerFast
+
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)  # pyright: ignore[reportAttributeAccessIssue]
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decoder = decoders.WordPiece(prefix="##")  # pyright: ignore[reportAttributeAccessIssue]
+    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return BertTokenizerFast(tokenizer_object=backend, do_lower_case=True)
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the SHA-256, in hex, of what turns text into ids: vocabulary, normalizer and pre-tokenizer."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -67,15 +87,16 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _from_file(path: Path) -> PreTrainedTokenizerFast:
-    from transformers import BertTokenizerFast
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     if path.suffix == ".txt":
         words = path.read_text(encoding="utf-8").split("\n")
         absent = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in words]
         if absent:
             raise UserError(f"tokenizer_name: {path} is not a WordPiece vocabulary: it has no {', '.join(absent)}")
-        return BertTokenizerFast(vocab_file=str(path), do_lower_case=True)
+        # As BERT's own loader reads it: one entry a line, an empty last line is none.
+        entries = words[:-1] if words[-1] == "" else words
+        return wordpiece_tokenizer({word.rstrip("\r"): number for number, word in enumerate(entries)})
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
     except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
@@ -133,7 +154,7 @@ def _loaded(loader: Any, folder: Path) -> object:
 
 
 def _fast(tokenizer: object, name: object) -> PreTrainedTokenizerFast:
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer_name: {name} has no fast (tokenizer.json) form; {_ALTERNATIVES}")
