@@ -11,7 +11,9 @@ import torch
 from anymixer.data import DatasetConfig, LoaderConfig, build_loader
 
 pytest.importorskip("composer")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or torch.cuda.is_available(), reason="forks, which CUDA does not survive"
+)
 
 
 def batches(local, tokenizer, ranks: int, state: dict | None, train: bool) -> list[torch.Tensor]:

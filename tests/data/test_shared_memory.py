@@ -5,13 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from anymixer.data import DatasetConfig, LoaderConfig, build_loader
 from anymixer.data.shared_memory import SHARED_MEMORY, claim, clear_stale
 
 pytestmark = [
     pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="the system does not list its shared memory"),
-    pytest.mark.skipif(sys.platform != "linux", reason="forks"),
+    pytest.mark.skipif(
+        sys.platform != "linux" or torch.cuda.is_available(), reason="forks, which CUDA does not survive"
+    ),
 ]
 pytest.importorskip("composer")
 
