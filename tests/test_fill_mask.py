@@ -69,6 +69,14 @@ def test_mistakes_are_one_line(run_folder, monkeypatch, capsys, arguments, messa
     assert message in error and error.count("\n") == 1
 
 
+def test_missing_held_out_data_is_said(run_folder, monkeypatch, capsys):
+    data = run_folder / "mds"
+    data.rename(run_folder / "elsewhere")
+    assert call(monkeypatch, run_folder, "--examples", 2) == 2
+    assert "--examples: the run's held-out data is not at" in capsys.readouterr().err
+    (run_folder / "elsewhere").rename(data)
+
+
 def test_mixers_are_listed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["anymixer", "mixers"])
     with pytest.raises(SystemExit) as ending:

@@ -66,10 +66,15 @@ def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, count:
     """Spans of held-out text [1, length] with one whole word of letters masked, and that word."""
     if not count:
         return []
+    source = config.eval_loader.dataset
+    if source.local is None or not (Path(source.local) / str(source.split)).is_dir():
+        raise UserError(
+            f"--examples: the run's held-out data is not at {source.local}; write texts with a mask instead"
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from streaming import LocalDataset
 
-    dataset = LocalDataset(str(config.eval_loader.dataset.local), split=config.eval_loader.dataset.split)
+    dataset = LocalDataset(source.local, split=source.split)
     spans = []
     for row in range(0, len(dataset), max(1, len(dataset) // count)):
         sample = dataset[row]
