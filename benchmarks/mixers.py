@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import Measurement, ceilings, describe_machine, measure
+from timing import Measurement, measure, print_header
 
 from anymixer.mixers import build_mixer, mixers
 
@@ -64,10 +64,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=10)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = ceilings(device)
-    print(describe_machine(device))
-    print(f"ceilings: matmul {found['matmul_tflops']:.3g} TFLOP/s, copy {found['copy_gbs']:.4g} GB/s")
-    print(f"{options.tokens:,} tokens, d_model {options.d_model}, median of {options.repeat}")
+    what = f"{options.tokens:,} tokens, d_model {options.d_model}, median of {options.repeat}"
+    found = print_header(device, what)
     table = Table("length", "mixer", "forward ms", "x attention", "forward+backward ms", "x attention")
     for column in ("peak GiB", "of matmul"):
         table.add_column(column)

@@ -57,6 +57,15 @@ def ceilings(device: torch.device) -> dict[str, float]:
     }
 
 
+def print_header(device: torch.device, what: str) -> dict[str, float]:
+    """Print machine, ceilings and `what` is timed; return the ceilings."""
+    found = ceilings(device)
+    print(describe_machine(device))
+    print(f"ceilings: matmul {found['matmul_tflops']:.3g} TFLOP/s, copy {found['copy_gbs']:.4g} GB/s")
+    print(what)
+    return found
+
+
 def describe_machine(device: torch.device) -> str:
     """The hardware and versions a figure depends on, in one line."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor() or 'CPU'}"

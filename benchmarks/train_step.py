@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import Measurement, ceilings, describe_machine, measure
+from timing import Measurement, measure, print_header
 
 from anymixer.config import load_config
 from anymixer.models import ModelConfig, build_model
@@ -77,11 +77,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = ceilings(device)
-    print(describe_machine(device))
-    print(f"ceilings: matmul {found['matmul_tflops']:.3g} TFLOP/s, copy {found['copy_gbs']:.4g} GB/s")
     compiled = ", compiled" if options.compile else ""
-    print(f"{options.tokens:,} tokens a step, median of {options.repeat}{compiled}")
+    found = print_header(device, f"{options.tokens:,} tokens a step, median of {options.repeat}{compiled}")
     models = {str(file): load_config(file).model for file in options.files}
     models = {"attention baseline": baseline_like(next(iter(models.values()))), **models}
     table = Table("length", "model", "step ms", "Mtok/s", "x baseline speed", "MFU", "peak GiB")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anymixer.data import load_tokenizer
+from anymixer.entry_point import run
 from anymixer.errors import UserError
 from data_prep.demo_corpus import demo_documents
 from data_prep.output import Output, describe
@@ -263,17 +264,10 @@ def parse_options(arguments: list[str] | None = None) -> ConvertOptions:
     return ConvertOptions(**{**given, "input": tuple(given["input"])})
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+def main(arguments: list[str]) -> None:
+    """Convert as the command line says, and print what was written."""
     options = parse_options(arguments)
-    try:
-        manifest = convert(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was kept", file=sys.stderr)
-        return 130
+    manifest = convert(options)
     for split in options.splits:
         facts = manifest["splits"][split]
         tokens = f", {facts['tokens']:,} tokens" if facts["tokens"] else ""
@@ -284,8 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     if manifest["tokenizer"]:
         print(f"tokenizer: {options.out_root / 'tokenizer'} ({manifest['tokenizer']['vocab_size']:,} entries)")
     print(f"written to {options.out_root} (data_local={options.out_root})")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main, sys.argv[1:]))

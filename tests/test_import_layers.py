@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import from its own layer and from those before it.
 LAYERS = [
     ("anymixer_kernels",),
-    ("anymixer.errors", "anymixer.files", "anymixer.options", "anymixer.registry"),
+    ("anymixer.errors", "anymixer.files", "anymixer.labels", "anymixer.options", "anymixer.registry"),
     ("anymixer.layers",),
     ("anymixer.mixers",),
     ("anymixer.models",),

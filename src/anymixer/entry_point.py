@@ -19,6 +19,7 @@ def run(main: Callable[[list[str]], None], arguments: list[str]) -> int:
             raise
         return _fail(f"the disk is full: {error.filename or error}")
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -1,6 +1,7 @@
 import numpy as np
 
-from anymixer.data import IGNORED_LABEL, mask_tokens, sequence_ids
+from anymixer.data import mask_tokens, sequence_ids
+from anymixer.labels import IGNORED_LABEL
 
 MASK, VOCAB = 4, 5000
 

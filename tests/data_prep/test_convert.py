@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from anymixer.data import load_tokenizer, read_manifest, tokenizer_fingerprint
+from anymixer.entry_point import run
 from anymixer.errors import UserError
 from data_prep import convert as module
 from data_prep.convert import ConvertOptions, convert, main, split_of
@@ -159,9 +160,9 @@ def test_impossible_options_are_named(corpus, tmp_path, given, message):
 
 def test_command_line(corpus, tmp_path, capsys):
     arguments = ["--dataset", "text", "--input", str(corpus), "--out_root", str(tmp_path / "out")]
-    assert main([*arguments, "--splits", "val", "train", "--val_fraction", "0.1"]) == 0
+    assert run(main, [*arguments, "--splits", "val", "train", "--val_fraction", "0.1"]) == 0
     assert "train: " in (shown := capsys.readouterr().out) and f"data_local={tmp_path / 'out'}" in shown
-    assert main(arguments) == 2
+    assert run(main, arguments) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("error: --out_root") and shown.err.count("\n") == 1
 

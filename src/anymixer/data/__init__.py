@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from anymixer.data.checks import check_data
 from anymixer.data.config import DatasetConfig, LoaderConfig, StreamConfig
 from anymixer.data.loader import build_loader
-from anymixer.data.masking import IGNORED_LABEL, mask_tokens, sequence_ids
+from anymixer.data.masking import mask_tokens, sequence_ids
 from anymixer.data.shards import read_manifest
 from anymixer.data.tokenization import load_tokenizer, tokenizer_fingerprint, wordpiece_tokenizer
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from anymixer.data.dataset import TextDataset
 
 __all__ = [
-    "IGNORED_LABEL",
     "DatasetConfig",
     "LoaderConfig",
     "StreamConfig",

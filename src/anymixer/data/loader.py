@@ -14,9 +14,9 @@ from torch import Tensor
 
 from anymixer.data.checks import check_data
 from anymixer.data.config import LoaderConfig
-from anymixer.data.masking import IGNORED_LABEL
 from anymixer.data.shared_memory import claim, starting_alone
 from anymixer.errors import UserError
+from anymixer.labels import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from composer.core import DataSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED_LABEL = -100  # the label of a token that is not predicted
+from anymixer.labels import IGNORED_LABEL
 
 
 def mask_tokens(

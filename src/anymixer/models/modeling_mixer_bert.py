@@ -9,14 +9,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from anymixer.labels import IGNORED_LABEL
 from anymixer.layers.embeddings import EncoderEmbeddings
 from anymixer.layers.norm import GatedRMSNorm
 from anymixer.layers.packing import make_packing
 from anymixer.mixers import SequenceMixer
-from anymixer.models.backbone import Backbone, Layer
+from anymixer.models.backbone import Backbone
 from anymixer.models.configuration_mixer_bert import MixerBertConfig
-
-IGNORED_LABEL = -100
 
 
 @dataclass
@@ -58,14 +57,6 @@ class MixerBertPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
         elif isinstance(module, SequenceMixer):
             module.reset_own_parameters()
-
-    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Composer's question which modules FSDP shards on their own."""
-        return isinstance(module, Layer)
-
-    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
-        """Composer's question which modules recompute their activations."""
-        return isinstance(module, Layer)
 
 
 class MixerBertModel(MixerBertPreTrainedModel):

@@ -10,9 +10,8 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from anymixer.errors import UserError
+from anymixer.labels import IGNORED_LABEL
 from anymixer.training.parallelism import mark_repeated_layers
-
-IGNORED = -100
 
 
 class MixerComposerModel(HuggingFaceModel):
@@ -51,7 +50,7 @@ class MixerComposerModel(HuggingFaceModel):
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         """Return new metrics, the same in training and evaluation, under the names MosaicBERT logs."""
-        metrics = [LanguageCrossEntropy(ignore_index=IGNORED), MaskedAccuracy(ignore_index=IGNORED)]
+        metrics = [LanguageCrossEntropy(ignore_index=IGNORED_LABEL), MaskedAccuracy(ignore_index=IGNORED_LABEL)]
         return {type(metric).__name__: metric for metric in metrics}
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -77,7 +76,7 @@ class MixerComposerModel(HuggingFaceModel):
         predicted. Products without parameters (the mixing itself) and recomputation are left out, so
         the figure is a lower bound.
         """
-        positions, predicted = batch["input_ids"].numel(), int((batch["labels"] != IGNORED).sum())
+        positions, predicted = batch["input_ids"].numel(), int((batch["labels"] != IGNORED_LABEL).sum())
         return 6.0 * (self.body_weights * positions + self.head_weights * predicted)
 
 
@@ -86,7 +85,7 @@ def masked_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Takes logits of all positions `[batch, length, vocab]` or of those alone, in the labels' order.
     """
-    predicted = labels != IGNORED
+    predicted = labels != IGNORED_LABEL
     if logits.ndim == labels.ndim + 1:
         logits = logits[predicted]
     return logits, labels[predicted]
