@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,12 @@ def run_for_ever(send, *arguments) -> None:
 
 @pytest.fixture
 def running():
-    """Start runs in processes of their own; give (pid, number) of each; kill them at the end."""
+    """Start runs in processes of their own; give (pid, number) of each; kill them at the end.
+
+    They share the resource tracker of this process, which outlives them: one of a run's own would remove the
+    segments of a killed run at some later moment, here as when a whole container is killed and it is not there.
+    """
+    resource_tracker.ensure_running()
     context = multiprocessing.get_context("fork")
     started = []
 
