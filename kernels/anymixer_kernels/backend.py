@@ -6,16 +6,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 BACKENDS = ("auto", "torch", "reference")
 
-_forced: ContextVar[str] = ContextVar("anymixer_kernels_backend", default="auto")
+# A plain global: torch.compile cannot trace through a context variable.
+_forced = "auto"
 
 
 def current_backend() -> str:
     """The backend in force: one of `BACKENDS`."""
-    return _forced.get()
+    return _forced
 
 
 @contextmanager
@@ -26,8 +26,9 @@ def force_backend(name: str) -> Iterator[None]:
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend '{name}': choose one of {', '.join(BACKENDS)}")
-    token = _forced.set(name)
+    global _forced
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
