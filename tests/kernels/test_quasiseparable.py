@@ -1,5 +1,6 @@
 """The fast form of quasiseparable mixing against its definition, and the definition against plain loops."""
 
+import dataclasses
 import math
 
 import pytest
@@ -65,11 +66,29 @@ def test_matrix_is_the_formula_entry_by_entry():
                 assert float(matrix[0, h, t, s]) == pytest.approx(float(expected), rel=1e-12, abs=1e-12)
 
 
+def test_without_shift_the_matrix_is_the_sum_of_two_scans():
+    inputs = make_inputs(batch=1, length=6)
+    x, dt_f, dt_b, A, B_f, B_b, C_f, C_b, _ = inputs
+    bare = dataclasses.replace(bundle(inputs), diagonal=None, shift=False)
+    expected = torch.zeros_like(x)
+    for places, dt, B, C in ((range(6), dt_f, B_f, C_f), (range(5, -1, -1), dt_b, B_b, C_b)):
+        for h in range(4):
+            state = torch.zeros(3, 5, dtype=torch.float64)
+            for t in places:
+                step = dt[0, t, h]
+                state = torch.exp(step * A[h]) * state + step * torch.outer(x[0, t, h], B[0, t, h // 2])
+                expected[0, t, h] += state @ C[0, t, h // 2]
+    for backend in ("reference", "torch"):
+        with force_backend(backend):
+            torch.testing.assert_close(quasiseparable(bare), expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("length", [1, 2, 17, 63, 200])
 @pytest.mark.parametrize("ngroups", [1, 2])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("one_chunk", [True, False])
-def test_fast_form_equals_reference_with_all_gradients(length, ngroups, packed, one_chunk, monkeypatch):
+@pytest.mark.parametrize("shift", [True, False])
+def test_fast_form_equals_reference_with_all_gradients(length, ngroups, packed, one_chunk, shift, monkeypatch):
     monkeypatch.setattr(fast, "DENSE_LENGTH", {"cpu": 10**6 if one_chunk else 0})
     inputs = [t.requires_grad_() for t in make_inputs(length=length, ngroups=ngroups)]
     state = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
@@ -79,7 +98,7 @@ def test_fast_form_equals_reference_with_all_gradients(length, ngroups, packed, 
 
     def run(backend):
         with force_backend(backend):
-            y = mix(inputs, sequence_id=ids, initial_state=state, chunk_size=16)
+            y = mix(inputs, sequence_id=ids, initial_state=state, shift=shift, chunk_size=16)
         return y * real[..., None, None], torch.autograd.grad((y * cotangent).sum(), [*inputs, state])
 
     expected, expected_grads = run("reference")

@@ -15,13 +15,20 @@ __all__ = ["depthwise_conv", "depthwise_conv_reference", "depthwise_conv_torch"]
 
 
 def depthwise_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, sequence_id: Tensor | None = None, packed: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    sequence_id: Tensor | None = None,
+    packed: bool = True,
+    activate: bool = True,
 ) -> Tensor:
-    """silu(conv(x)), channel by channel.
+    """silu(conv(x)), channel by channel; conv(x) alone without `activate`.
 
     x: [batch, length, channels]; weight: [channels, 1, width] with odd width (as `torch.nn.Conv1d` holds it);
     bias: [channels]. sequence_id: [batch, length], -1 for padding; packed: False promises that each row
     holds at most one sequence, which allows a cheaper form. Returns [batch, length, channels].
     """
     form = depthwise_conv_reference if current_backend() == "reference" else depthwise_conv_torch
-    return silu(form(x, weight, bias, sequence_id, packed))
+    mixed = form(x, weight, bias, sequence_id, packed)
+    return silu(mixed) if activate else mixed

@@ -6,7 +6,13 @@ Per head h the op is Y = M X with (Hydra, arXiv 2407.09941, section 3; the shift
     M[t,s] = (C_b[t+1] . B_b[s]) exp(A sum_{r=t+1}^{s-1} dt_b[r]) dt_b[s]      s > t
     M[t,t] = diagonal[t]
 
-and M[t,s] = 0 for tokens of different sequences. A row's tokens of one sequence must be contiguous.
+and, with `shift=False` (the paper's ablation), every row reads at its own token and both directions reach it:
+
+    M[t,s] = (C_f[t] . B_f[s]) exp(A sum_{r=s+1}^{t} dt_f[r]) dt_f[s]          s < t
+    M[t,s] = (C_b[t] . B_b[s]) exp(A sum_{r=t}^{s-1} dt_b[r]) dt_b[s]          s > t
+    M[t,t] = diagonal[t] + (C_f[t] . B_f[t]) dt_f[t] + (C_b[t] . B_b[t]) dt_b[t]
+
+In all of them M[t,s] = 0 for tokens of different sequences. A row's tokens of one sequence must be contiguous.
 """
 
 import dataclasses

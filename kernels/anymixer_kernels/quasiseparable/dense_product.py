@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Entries of M worked on at once: about a core's cache on a CPU; on a GPU what keeps its memory free.
-BLOCK_ENTRIES = {"cpu": 2**18, "cuda": 2**28}
+BLOCK_ENTRIES = {"cpu": 2**18, "cuda": 2**25}
 
 
 class DenseProduct(torch.autograd.Function):
@@ -45,7 +45,7 @@ class DenseProduct(torch.autograd.Function):
 def _blocks(x: Tensor) -> list[slice]:
     """Slices of the batch, each with about BLOCK_ENTRIES entries of M."""
     batch, nheads, length, _ = x.shape
-    size = max(1, BLOCK_ENTRIES.get(x.device.type, 2**28) // (nheads * length * length))
+    size = max(1, BLOCK_ENTRIES.get(x.device.type, 2**25) // (nheads * length * length))
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 

@@ -26,16 +26,16 @@ def quasiseparable_torch(inputs: QuasiseparableInputs, chunk_size: int = 256) ->
     wide = torch.promote_types(torch.promote_types(inputs.dt[0].dtype, inputs.A.dtype), torch.float32)
     dt, A = (inputs.dt[0].to(wide), inputs.dt[1].to(wide)), inputs.A.to(wide)
 
-    # Row t reads at its neighbour: C[t-1] from the left, C[t+1] from the right.
-    C_shifted = (pad(C[0][:, :-1], (0, 0, 0, 0, 1, 0)), pad(C[1][:, 1:], (0, 0, 0, 0, 0, 1)))
+    # With shift, row t reads at its neighbour: C[t-1] from the left, C[t+1] from the right.
+    at_neighbour = (pad(C[0][:, :-1], (0, 0, 0, 0, 1, 0)), pad(C[1][:, 1:], (0, 0, 0, 0, 0, 1)))
+    read_at = at_neighbour if inputs.shift else C
     extra = -length % chunk_size
     xs = _chunks(x, extra, chunk_size).transpose(2, 3)
     ids = None if sequence_id is None else _chunks(sequence_id, extra, chunk_size, value=-1)
     Bs, Cs = (
-        torch.stack([_chunks(t, extra, chunk_size).transpose(2, 3).to(x.dtype) for t in pair])
-        for pair in (B, C_shifted)
+        torch.stack([_chunks(t, extra, chunk_size).transpose(2, 3).to(x.dtype) for t in pair]) for pair in (B, read_at)
     )
-    row, col, total = _log_weights(torch.stack([_chunks(t, extra, chunk_size) for t in dt]), A)
+    row, col, total = _log_weights(torch.stack([_chunks(t, extra, chunk_size) for t in dt]), A, inputs.shift)
 
     flat_ids = None if ids is None else ids.flatten(0, 1)
     inside = DenseProduct.apply(
@@ -46,7 +46,9 @@ def quasiseparable_torch(inputs: QuasiseparableInputs, chunk_size: int = 256) ->
         across = [_across_chunks(xs, row[d], col[d], total[d], Bs[d], Cs[d], ids, bool(d)) for d in (0, 1)]
         mixed = mixed + (across[0] + across[1]).to(mixed.dtype)
     mixed = mixed.transpose(2, 3).flatten(1, 2)[:, :length]
-    mixed = mixed + inputs.diagonal[..., None].to(x.dtype) * x
+    diagonal = inputs.diagonal if inputs.shift else _own_diagonal(inputs)
+    if diagonal is not None:
+        mixed = mixed + diagonal[..., None].to(x.dtype) * x
     if inputs.initial_state is not None:
         mixed = mixed + initial_state_terms(inputs)
     return mixed.to(x.dtype)
@@ -58,7 +60,15 @@ def _chunks(tensor: Tensor, extra: int, chunk_size: int, value: int = 0) -> Tens
     return pad(tensor, padding, value=value).unflatten(1, (-1, chunk_size))
 
 
-def _log_weights(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _own_diagonal(inputs: QuasiseparableInputs) -> Tensor:
+    """The diagonal without shift, where each direction feeds a token by itself: [batch, length, nheads]."""
+    nheads = inputs.x.shape[2]
+    similar = [(C * B).sum(-1).repeat_interleave(nheads // B.shape[2], dim=2) for B, C in zip(inputs.B, inputs.C)]
+    own = similar[0] * inputs.dt[0] + similar[1] * inputs.dt[1]
+    return own if inputs.diagonal is None else own + inputs.diagonal
+
+
+def _log_weights(dt: Tensor, A: Tensor, shift: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Logarithms, relative to the chunk, of what readers and sources contribute, and of a whole chunk's decay.
 
     dt: [2, batch, chunks, chunk_size, nheads]. Returns row, col: [2, batch, chunks, nheads, chunk_size] with
@@ -67,7 +77,9 @@ def _log_weights(dt: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dt = dt.transpose(-1, -2)
     step = A[:, None] * dt
     running = (torch.cumsum(step[0], -1), torch.cumsum(step[1].flip(-1), -1).flip(-1))
-    row = torch.stack([pad(running[0][..., :-1], (1, 0)), pad(running[1][..., 1:], (0, 1))])
+    row = torch.stack(running)
+    if shift:
+        row = torch.stack([pad(running[0][..., :-1], (1, 0)), pad(running[1][..., 1:], (0, 1))])
     # A step size that underflowed to 0 must not become log 0; e^-80 of an input is as good as nothing.
     col = torch.log(dt.clamp(min=1e-35)) - torch.stack(running)
     return row, col, torch.stack([running[0][..., -1], running[1][..., 0]])
