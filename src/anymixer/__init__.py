@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anymixer.mixers.attention import Attention
     from anymixer.mixers.hydra import Hydra
+    from anymixer.mixers.matrix_mixer import MatrixMixer
 
 __version__ = "0.1.0"
 
-_LAZY = {"Attention": "anymixer.mixers.attention", "Hydra": "anymixer.mixers.hydra"}
+_LAZY = {
+    "Attention": "anymixer.mixers.attention",
+    "Hydra": "anymixer.mixers.hydra",
+    "MatrixMixer": "anymixer.mixers.matrix_mixer",
+}
 
-__all__ = ["Attention", "Hydra", "__version__"]
+__all__ = ["Attention", "Hydra", "MatrixMixer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,9 @@ def print_dry_run(config: PretrainConfig) -> None:
 
 def build_on_meta(config: PretrainConfig) -> nn.Module:
     """The configured model without storage for its parameters."""
+    # Imported first: importing it makes tensors, which fails where they have no storage.
+    import transformers.modeling_utils  # noqa: F401
+
     with torch.device("meta"):
         return build_model(config.model, load_weights=False)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from anymixer_kernels.sequences import places
 from torch import Tensor
 
 
@@ -24,10 +25,26 @@ class Packing:
 
     def positions(self) -> Tensor:
         """int64 [batch, length]: each token's place in its own sequence, from 0."""
+        return places(self.sequence_id)
+
+    def lengths(self) -> Tensor:
+        """int64 [batch, length]: how many tokens each token's own sequence has; at padding at least 1."""
+        if not self.packed:
+            return self.real.sum(1, keepdim=True).clamp(min=1).expand_as(self.sequence_id)
         ids = self.sequence_id
-        place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        continues = torch.nn.functional.pad(ids[:, 1:] == ids[:, :-1], (1, 0), value=False)
-        return place - torch.where(continues, 0, place).cummax(dim=1).values
+        ends = places(ids.flip(1)).flip(1)
+        return self.positions() + ends + 1
+
+    def visible_keys(self) -> Tensor:
+        """Which keys a query of softmax attention may see: bool [batch, 1, 1 or length, length].
+
+        No row is empty, so no softmax is NaN: padding sees padding (packed), or everything when a row is nothing
+        but padding.
+        """
+        if self.packed:
+            ids = self.sequence_id
+            return (ids[:, :, None] == ids[:, None, :])[:, None]
+        return (self.real | ~self.real.any(dim=1, keepdim=True))[:, None, None, :]
 
 
 def make_packing(attention_mask: Tensor | None, sequence_id: Tensor | None) -> Packing | None:

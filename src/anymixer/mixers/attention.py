@@ -62,7 +62,7 @@ class Attention(SequenceMixer):
 
     def _score_mask(self, q: Tensor, packing: Packing | None) -> Tensor | None:
         """What is added to (float) or allowed in (bool) the scores, broadcastable to [batch, heads, length, length]."""
-        mask = None if packing is None else _visible(packing)
+        mask = None if packing is None else packing.visible_keys()
         if self.config.positions != "alibi":
             return mask
         bias = alibi_bias(self.num_heads, q.shape[-2], q.device, q.dtype)
@@ -73,7 +73,7 @@ class Attention(SequenceMixer):
         q, k, v = self._project(hidden_states)
         dropout = self.config.dropout if self.training else 0.0
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=self._score_mask(q, packing), dropout_p=dropout)
-        return self.output(mixed, hidden_states)
+        return self.output(mixed, hidden_states, packing)
 
     def matrix(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """Attention weights: [batch, num_heads, length, length]."""
@@ -88,16 +88,6 @@ class Attention(SequenceMixer):
         """V per head: [batch, num_heads, length, headdim]."""
         return self._project(hidden_states)[2]
 
-    def output(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+    def output(self, mixed: Tensor, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """Output projection of [batch, num_heads, length, headdim]."""
         return self.out_proj(mixed.transpose(1, 2).flatten(-2))
-
-
-def _visible(packing: Packing) -> Tensor:
-    """Which keys a query may see: bool [batch, 1, 1 or length, length]. No row is empty, so no softmax is NaN:
-    padding sees padding (packed), or everything when a row is nothing but padding."""
-    if packing.packed:
-        ids = packing.sequence_id
-        return (ids[:, :, None] == ids[:, None, :])[:, None]
-    real = packing.real
-    return (real | ~real.any(dim=1, keepdim=True))[:, None, None, :]

@@ -14,6 +14,7 @@ from anymixer.errors import UserError
 from anymixer.layers.norm import GatedRMSNorm
 from anymixer.layers.packing import Packing
 from anymixer.layers.param_hints import ParamHint
+from anymixer.layers.step_sizes import draw_step_bias
 from anymixer.mixers.base import SequenceMixer, register_mixer
 
 DEFAULT_HEADDIM = 64
@@ -33,7 +34,9 @@ class Hydra(SequenceMixer):
         headdim: None takes the largest divisor of expand * d_model up to 64. dt_min, dt_max, dt_init_floor:
         range of the initial step sizes, and their floor. dt_limit: clamp of the step sizes. conv_init: the
         convolution starts uniform in +-conv_init (None: torch's default). chunk_size: most tokens per
-        chunk of the linear-time form, for long sequences.
+        chunk of the linear-time form, for long sequences. shift, free_diagonal: the two things that
+        make the matrix quasiseparable rather than the sum of two scans; the paper's ablation (its Table 10)
+        switches each off.
         """
 
         d_state: int = 64
@@ -51,6 +54,8 @@ class Hydra(SequenceMixer):
         bias: bool = False
         conv_bias: bool = True
         chunk_size: int = 256
+        shift: bool = True
+        free_diagonal: bool = True
 
         def validate(self, d_model: int, path: str) -> None:
             for key in ("d_state", "d_conv", "expand", "ngroups", "chunk_size"):
@@ -109,8 +114,9 @@ class Hydra(SequenceMixer):
         )
         self.dt_bias = nn.Parameter(torch.empty(self.nheads, **factory))
         self.A_log = nn.Parameter(torch.empty(self.nheads, **factory))
-        self.D = nn.Parameter(torch.empty(self.nheads, **factory))
-        self.fc_D = nn.Linear(self.d_inner, self.nheads, bias=False, **factory)
+        if config.free_diagonal:
+            self.D = nn.Parameter(torch.empty(self.nheads, **factory))
+            self.fc_D = nn.Linear(self.d_inner, self.nheads, bias=False, **factory)
         self.norm = GatedRMSNorm(self.d_inner, eps=1e-5, **factory)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=config.bias, **factory)
         if config.learnable_init_states:
@@ -124,18 +130,17 @@ class Hydra(SequenceMixer):
         self.conv1d.reset_parameters()
         if config.conv_init is not None:
             nn.init.uniform_(self.conv1d.weight, -config.conv_init, config.conv_init)
-        low, high = math.log(config.dt_min), math.log(config.dt_max)
-        dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp().clamp(min=config.dt_init_floor)
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        draw_step_bias(self.dt_bias, config.dt_min, config.dt_max, config.dt_init_floor)
         nn.init.zeros_(self.A_log)
-        nn.init.ones_(self.D)
+        if config.free_diagonal:
+            nn.init.ones_(self.D)
         if config.learnable_init_states:
             nn.init.zeros_(self.init_states)
 
     def param_hints(self) -> dict[str, ParamHint]:
         """The recurrence's own parameters are kept out of weight decay, as the paper's authors marked them."""
-        names = ["dt_bias", "A_log", "D"] + (["init_states"] if self.config.learnable_init_states else [])
-        return {name: ParamHint(weight_decay=False) for name in names}
+        names = ("dt_bias", "A_log", "D", "init_states")
+        return {name: ParamHint(weight_decay=False) for name in names if hasattr(self, name)}
 
     def _project(self, hidden_states: Tensor, packing: Packing | None) -> tuple[Tensor, QuasiseparableInputs]:
         """The gate [batch, length, d_inner], and what the mixing op reads."""
@@ -163,9 +168,10 @@ class Hydra(SequenceMixer):
             A=-torch.exp(self.A_log.to(wide)),
             B=(B_f, B_b),
             C=(C_f, C_b),
-            diagonal=linear(x, self.fc_D.weight) + self.D.to(x.dtype),
+            diagonal=linear(x, self.fc_D.weight) + self.D.to(x.dtype) if config.free_diagonal else None,
             sequence_id=ids,
             initial_state=self.init_states if config.learnable_init_states else None,
+            shift=config.shift,
         )
 
     def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
@@ -182,7 +188,7 @@ class Hydra(SequenceMixer):
         """x per head: [batch, nheads, length, headdim]."""
         return self._project(hidden_states, packing)[1].x.transpose(1, 2)
 
-    def output(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+    def output(self, mixed: Tensor, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """Gated norm and projection of [batch, nheads, length, headdim]."""
         gate = self.in_proj(hidden_states)[..., : self.d_inner]
         return self.out_proj(self.norm(mixed.transpose(1, 2).flatten(-2), gate))

@@ -89,13 +89,8 @@ class ModelConfig:
         architecture = self._architecture()
         self._validate_sizes(architecture)
         from anymixer.layers.channel_mixers import channel_mixers
-        from anymixer.mixers import parse_mixer
 
-        many = isinstance(self.mixer, (list, tuple))
-        if self.mixer is None or (many and not self.mixer):
-            raise UserError("model.mixer: missing; give a mixer's name, e.g. mixer: {name: hydra}")
-        for i, spec in enumerate(self.mixer if many else [self.mixer]):
-            parse_mixer(spec, architecture.hidden_size, f"model.mixer[{i}]" if many else "model.mixer")
+        self._mixer_options(architecture.hidden_size)
         if architecture.channel_mixer is not None:
             channel_mixers.parse(architecture.channel_mixer, "model.model_config.channel_mixer")
 
@@ -128,11 +123,30 @@ class ModelConfig:
         """Rows of the embedding matrix that will be built."""
         return self.hugging_face_config().vocab_size
 
-    def max_positions(self) -> int | None:
-        """Longest row the model takes, None without a limit."""
+    def row_limits(self) -> dict[str, int]:
+        """What bounds the length of the model's rows: key -> most tokens; empty without a limit."""
         config = self.hugging_face_config()
-        limited = self.name == "hf_bert" or config.position_embeddings == "learned"
-        return config.max_position_embeddings if limited else None
+        limits = {}
+        if self.name == "hf_bert" or config.position_embeddings == "learned":
+            limits["model.model_config.max_position_embeddings"] = config.max_position_embeddings
+        if self.name == "mixer_bert":
+            limits |= {
+                f"{path}.max_seq_len": longest
+                for path, options in self._mixer_options(config.hidden_size)
+                if (longest := options.longest_row()) is not None
+            }
+        return limits
+
+    def _mixer_options(self, width: int) -> list[tuple[str, Any]]:
+        """Key and checked options of each mixer."""
+        from anymixer.mixers import parse_mixer
+
+        many = isinstance(self.mixer, (list, tuple))
+        if self.mixer is None or (many and not self.mixer):
+            raise UserError("model.mixer: missing; give a mixer's name, e.g. mixer: {name: hydra}")
+        specs = self.mixer if many else [self.mixer]
+        paths = [f"model.mixer[{i}]" if many else "model.mixer" for i in range(len(specs))]
+        return [(path, parse_mixer(spec, width, path)[1]) for path, spec in zip(paths, specs)]
 
     def hugging_face_config(self) -> Any:
         """MixerBertConfig, or transformers' BertConfig for hf_bert."""
