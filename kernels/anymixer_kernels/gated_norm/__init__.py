@@ -10,8 +10,8 @@ __all__ = ["gated_norm", "gated_norm_reference"]
 
 
 def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x, gate: [..., width]; weight: [width]; eps is added to the mean square. Computed in float32 or wider, returned in
-    x's dtype."""
+    """x, gate: [..., width]; weight: [width]; eps is added to the mean square. Computed in float32 or wider,
+    returned in x's dtype."""
     if current_backend() == "reference":
         return gated_norm_reference(x, gate, weight, eps)
     return GatedNorm.apply(x, gate, weight, eps)  # type: ignore[return-value]
