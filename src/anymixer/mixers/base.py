@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from anymixer.layers.packing import Packing
 from anymixer.layers.param_hints import ParamHint
+from anymixer.mixers.plugins import load_plugin
 from anymixer.registry import Registry
 
 
@@ -15,7 +16,8 @@ class SequenceMixer(nn.Module):
     """Mixes tokens of a sequence; written as output(M V), with M a matrix over positions.
 
     A subclass lists its options in `Config`, takes `(d_model, *, layer_idx=None, **options)` and implements
-    `forward`, `matrix`, `values` and `output`, such that forward(h) == output(matrix(h) @ values(h), h).
+    `forward`, `matrix`, `values` and `output`, such that for any packing p
+    forward(h, p) == output(matrix(h, p) @ values(h, p), h, p).
     """
 
     causal: ClassVar[bool] = False
@@ -26,6 +28,10 @@ class SequenceMixer(nn.Module):
 
         def validate(self, d_model: int, path: str) -> None:
             """Raise UserError, naming `path` and the key, when the options do not fit `d_model`."""
+
+        def longest_row(self) -> int | None:
+            """Most positions a row may have, None without a limit."""
+            return None
 
     def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """[batch, length, d_model] -> the same shape.
@@ -43,7 +49,7 @@ class SequenceMixer(nn.Module):
         """What M is applied to, V: [batch, groups, length, width]."""
         raise NotImplementedError
 
-    def output(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+    def output(self, mixed: Tensor, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """From M V ([batch, groups, length, width]) to the mixer's result [batch, length, d_model]."""
         raise NotImplementedError
 
@@ -55,13 +61,16 @@ class SequenceMixer(nn.Module):
         """Draw the parameters that are neither a Linear's nor a norm's anew; models call it per layer."""
 
 
-mixers: Registry[SequenceMixer] = Registry("mixer")
+mixers: Registry[SequenceMixer] = Registry("mixer", base=SequenceMixer)
 register_mixer = mixers.register
 
 
 def parse_mixer(spec: Mapping[str, Any] | str, d_model: int, path: str = "mixer") -> tuple[type[SequenceMixer], Any]:
-    """The mixer class and its validated options. Raises UserError naming the key under `path`."""
-    cls, config = mixers.parse(spec, path)
+    """The mixer class and its validated options; a `module` in `spec` is imported first (see `plugins`).
+
+    Raises UserError naming the key under `path`.
+    """
+    cls, config = mixers.parse(load_plugin(mixers, spec, path), path)
     config.validate(d_model, path)
     return cls, config
 
