@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 
-def apply_rotary(x: Tensor, theta: float) -> Tensor:
+def apply_rotary(x: Tensor, theta: float, start: int = 0) -> Tensor:
     """Rotate pairs of channels by an angle proportional to the position (RoFormer, arXiv 2104.09864).
 
     x: [batch, heads, length, headdim], headdim even; channel i pairs with i + headdim / 2. Scores of rotated
-    queries and keys depend on distances alone, so the positions may start anywhere.
+    queries and keys depend on distances alone, so the positions may start anywhere: at `start`.
     """
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
     frequency = theta ** (-torch.arange(half, device=x.device, dtype=wide) / half)
-    angle = torch.arange(x.shape[-2], device=x.device, dtype=wide)[:, None] * frequency
+    angle = torch.arange(start, start + x.shape[-2], device=x.device, dtype=wide)[:, None] * frequency
     cos, sin = angle.cos(), angle.sin()
     first, second = x.to(wide).split(half, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
@@ -33,9 +33,11 @@ def alibi_slopes(num_heads: int) -> list[float]:
     return geometric(power) + geometric(2 * power)[0::2][: num_heads - power]
 
 
-def alibi_bias(num_heads: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Symmetric ALiBi bias -slope * |i - j|: [1, num_heads, length, length]."""
+def alibi_bias(
+    num_heads: int, length: int, device: torch.device, dtype: torch.dtype, queries: int | None = None
+) -> Tensor:
+    """Symmetric ALiBi bias -slope * |i - j|: [1, num_heads, queries, length]; the last `queries` rows, None for all."""
     place = torch.arange(length, device=device)
-    distance = (place[:, None] - place[None, :]).abs()
+    distance = (place[length - (queries or length) :, None] - place[None, :]).abs()
     slopes = torch.tensor(alibi_slopes(num_heads), device=device, dtype=torch.float32)
     return (-slopes[:, None, None] * distance)[None].to(dtype)

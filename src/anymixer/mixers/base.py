@@ -4,12 +4,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from anymixer.layers.packing import Packing
 from anymixer.layers.param_hints import ParamHint
 from anymixer.mixers.plugins import load_plugin
 from anymixer.registry import Registry
+
+State = dict[str, Tensor]
+
+
+def keep_where(real: Tensor, new: State, old: State) -> State:
+    """`new` in the rows where `real` [batch] is true, `old` in the others."""
+    return {
+        name: torch.where(real.view(-1, *[1] * (tensor.dim() - 1)), tensor, old[name]) for name, tensor in new.items()
+    }
+
+
+def state_bytes(state: State) -> int:
+    """Bytes that all tensors of a state hold."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 class SequenceMixer(nn.Module):
@@ -20,11 +35,14 @@ class SequenceMixer(nn.Module):
     forward(h, p) == output(matrix(h, p) @ values(h, p), h, p).
     """
 
-    causal: ClassVar[bool] = False
-
     @dataclass(kw_only=True)
     class Config:
-        """Options of the mixer, as they stand in a YAML file beside its name."""
+        """Options of the mixer, as they stand in a YAML file beside its name.
+
+        ALWAYS_CAUSAL: True for a mixer without a form that sees later tokens. One with both has a field `causal`.
+        """
+
+        ALWAYS_CAUSAL: ClassVar[bool] = False
 
         def validate(self, d_model: int, path: str) -> None:
             """Raise UserError, naming `path` and the key, when the options do not fit `d_model`."""
@@ -32,6 +50,10 @@ class SequenceMixer(nn.Module):
         def longest_row(self) -> int | None:
             """Most positions a row may have, None without a limit."""
             return None
+
+        def is_causal(self) -> bool:
+            """Whether, with these options, no token sees a later one."""
+            return self.ALWAYS_CAUSAL or getattr(self, "causal", False)
 
     def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """[batch, length, d_model] -> the same shape.
@@ -52,6 +74,37 @@ class SequenceMixer(nn.Module):
     def output(self, mixed: Tensor, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """From M V ([batch, groups, length, width]) to the mixer's result [batch, length, d_model]."""
         raise NotImplementedError
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """What a causal mixer knows before the first token: tensors whose first axis is the batch."""
+        raise NotImplementedError(f"{type(self).__name__} is not causal, so it has no state")
+
+    def step(self, hidden_states: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token of each row: ([batch, d_model], state) -> the same shapes; what `forward` gives at that place.
+
+        The state that is passed in is left as it is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not causal, so it cannot step")
+
+    def prefill(self, hidden_states: Tensor, packing: Packing | None = None) -> tuple[Tensor, State]:
+        """`forward`, and the state after the last token of each row.
+
+        packing: rows of at most one sequence each, which may be padded on the left; padding leaves no trace.
+        A mixer that can do better than token by token overrides this.
+        """
+        state = self.init_state(hidden_states.shape[0], hidden_states.device, hidden_states.dtype)
+        outputs = []
+        for place in range(hidden_states.shape[1]):
+            output, after = self.step(hidden_states[:, place], state)
+            state = after if packing is None else keep_where(packing.real[:, place], after, state)
+            outputs.append(output)
+        return torch.stack(outputs, dim=1), state
+
+    def state_size(self, length: int, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of one row's state after `length` tokens, parameters and inputs being of `dtype`."""
+        raise NotImplementedError(f"{type(self).__name__} is not causal, so it has no state")
 
     def param_hints(self) -> dict[str, ParamHint]:
         """Training hints by relative parameter name: no weight decay, an own learning rate."""

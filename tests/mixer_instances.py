@@ -1,0 +1,51 @@
+"""Small instances of every registered mixer, for tests that enumerate the registry."""
+
+import pytest
+import torch
+
+from anymixer.mixers import build_mixer, mixers
+
+D_MODEL = 32
+SMALL = {"qk_dim": 4, "headdim": 16}
+FIXED = {"qk_dim": 4, "headdim": 16, "is_data_dependent": False, "max_seq_len": 200}
+# One small instance per mixer, and further ones whose options take another path through it.
+OPTIONS = {
+    "hydra": [
+        {"d_state": 8, "headdim": 16},
+        {"d_state": 4, "headdim": 8, "ngroups": 2, "d_conv": 3, "learnable_init_states": True},
+        {"d_state": 8, "headdim": 16, "shift": False},
+        {"d_state": 8, "headdim": 16, "free_diagonal": False},
+        {"d_state": 8, "headdim": 16, "shift": False, "free_diagonal": False, "learnable_init_states": True},
+    ],
+    "attention": [
+        {"num_heads": 4},
+        {"num_heads": 4, "positions": "rotary"},
+        {"num_heads": 4, "positions": "alibi"},
+        {"num_heads": 4, "causal": True},
+        {"num_heads": 4, "causal": True, "positions": "rotary", "num_kv_heads": 2, "qk_norm": True},
+        {"num_heads": 4, "causal": True, "positions": "alibi"},
+    ],
+    "dense": [{"headdim": 16, "max_seq_len": 200}],
+    "toeplitz": [SMALL, FIXED, SMALL | {"parity": "reference", "max_seq_len": 200}, FIXED | {"parity": "reference"}],
+    "vandermonde": [SMALL, FIXED, {"headdim": 16, "is_data_dependent": False, "is_dft": True}],
+    "cauchy": [SMALL, FIXED],
+    "low_rank": [SMALL, FIXED],
+    "matrix_attention": [SMALL, FIXED],
+    "quasiseparable": [SMALL, FIXED],
+}
+CASES = [
+    pytest.param({"name": name, **options}, id=f"{name}-{i}")
+    for name in mixers.names()
+    for i, options in enumerate(OPTIONS.get(name, [{}]))
+]
+
+
+CAUSAL_CASES = [case for case in CASES if mixers.parse(case.values[0], "mixer")[1].is_causal()]
+
+
+def make(spec, dtype=torch.float32):
+    torch.manual_seed(0)
+    mixer = build_mixer(spec, D_MODEL).to(dtype).eval()
+    for p in mixer.parameters():
+        p.data.add_(torch.randn_like(p) * 0.05)
+    return mixer
