@@ -1,12 +1,13 @@
 """What every sequence mixer is: the base class, and the registry that YAML files choose from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from anymixer.errors import UserError
 from anymixer.layers.packing import Packing
 from anymixer.layers.param_hints import ParamHint
 from anymixer.mixers.plugins import load_plugin
@@ -134,3 +135,20 @@ def build_mixer(
     """The module that `spec` (a name, or a mapping with `name` and options) describes."""
     cls, config = parse_mixer(spec, d_model, path)
     return cls(d_model, layer_idx=layer_idx, **vars(config))  # type: ignore[call-arg]
+
+
+def as_causal(spec: Mapping[str, Any] | str, d_model: int, path: str = "mixer") -> dict[str, Any]:
+    """`spec` as a language model needs it: a mixer with both forms gets `causal: true` unless it says otherwise.
+
+    Raises UserError, naming the key, for a mixer that sees later tokens.
+    """
+    cls, _ = parse_mixer(spec, d_model, path)
+    full = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "causal" in {f.name for f in fields(cls.Config)}:
+        full.setdefault("causal", True)
+    if not parse_mixer(full, d_model, path)[1].is_causal():
+        key = f"{path}.causal: false" if "causal" in full else f"{path}.name: '{full['name']}'"
+        raise UserError(
+            f"{key} lets tokens see later ones; a causal_lm needs a causal mixer (`anymixer mixers` lists them)"
+        )
+    return full

@@ -1,29 +1,58 @@
 """The one backbone: residual layers of a sequence mixer and, where asked for, a channel mixer."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from anymixer.layers.channel_mixers import channel_mixers
 from anymixer.layers.packing import Packing
-from anymixer.mixers import build_mixer
+from anymixer.mixers import SequenceMixer, build_mixer
+from anymixer.mixers.base import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualOptions:
+    """How a mixer is put into a residual.
+
+    prenorm: normalise before the mixer, not after the sum. dropout: of the mixer's output. weights: multiply the
+    residual branch by a learned number per channel, 1 at first (arXiv 2412.11834).
+    """
+
+    prenorm: bool = False
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    weights: bool = False
+
+    def make_norm(self, width: int) -> nn.Module:
+        """The norm that the options name."""
+        cls = nn.LayerNorm if self.norm == "layer_norm" else nn.RMSNorm
+        return cls(width, eps=self.norm_eps)
 
 
 class Residual(nn.Module):
     """hidden + dropout(mixer(hidden)), normalised after the sum, or before the mixer (prenorm)."""
 
-    def __init__(self, mixer: nn.Module, d_model: int, *, prenorm: bool, norm_eps: float, dropout: float) -> None:
+    def __init__(self, mixer: nn.Module, d_model: int, options: ResidualOptions) -> None:
         super().__init__()
         self.mixer = mixer
-        self.norm = nn.LayerNorm(d_model, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
-        self.prenorm = prenorm
+        self.norm = options.make_norm(d_model)
+        self.dropout = nn.Dropout(options.dropout)
+        self.prenorm = options.prenorm
+        self.weight = nn.Parameter(torch.ones(d_model)) if options.weights else None
 
     def forward(self, hidden_states: Tensor, *args: Any) -> Tensor:
         """[batch, length, d_model] -> the same shape; `args` go to the mixer."""
-        if self.prenorm:
-            return hidden_states + self.dropout(self.mixer(self.norm(hidden_states), *args))
-        return self.norm(hidden_states + self.dropout(self.mixer(hidden_states, *args)))
+        return self.around(hidden_states, lambda inner: self.mixer(inner, *args))
+
+    def around(self, hidden_states: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+        """The residual with `mix` in the mixer's place."""
+        mixed = self.dropout(mix(self.norm(hidden_states) if self.prenorm else hidden_states))
+        kept = hidden_states if self.weight is None else self.weight * hidden_states
+        return kept + mixed if self.prenorm else self.norm(kept + mixed)
 
 
 class Layer(nn.Module):
@@ -32,27 +61,55 @@ class Layer(nn.Module):
     def __init__(self, config: Any, mixer: Any, layer_idx: int) -> None:
         """config: MixerBertConfig or alike; mixer: this layer's specification."""
         super().__init__()
-        width = config.hidden_size
-        residual = {"prenorm": config.prenorm, "norm_eps": config.norm_eps, "dropout": config.layer_dropout_prob}
-        self.sequence = Residual(build_mixer(mixer, width, layer_idx), width, **residual)
+        width, options = config.hidden_size, config.residual_options()
+        self.sequence = Residual(build_mixer(mixer, width, layer_idx), width, options)
         self.channel = None
         if config.channel_mixer is not None:
-            cls, options = channel_mixers.parse(config.channel_mixer, "channel_mixer")
-            self.channel = Residual(cls(width, options), width, **residual)
+            cls, channel_options = channel_mixers.parse(config.channel_mixer, "channel_mixer")
+            self.channel = Residual(cls(width, channel_options), width, options)
 
     def forward(self, hidden_states: Tensor, packing: Packing | None) -> Tensor:
         """[batch, length, d_model] -> the same shape."""
-        hidden_states = self.sequence(hidden_states, packing)
+        return self._then_channels(self.sequence(hidden_states, packing))
+
+    def prefill(self, hidden_states: Tensor, packing: Packing | None) -> tuple[Tensor, State]:
+        """`forward`, and the mixer's state after the last token of each row."""
+        return self._with_state(hidden_states, lambda mixer, inner: mixer.prefill(inner, packing))
+
+    def step(self, hidden_states: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token of each row, [batch, 1, d_model], and the mixer's state before and after it."""
+
+        def mix(mixer: SequenceMixer, inner: Tensor) -> tuple[Tensor, State]:
+            output, after = mixer.step(inner[:, 0], state)
+            return output[:, None], after
+
+        return self._with_state(hidden_states, mix)
+
+    def _with_state(
+        self, hidden_states: Tensor, mix: Callable[[Any, Tensor], tuple[Tensor, State]]
+    ) -> tuple[Tensor, State]:
+        states: list[State] = []
+
+        def output_of(inner: Tensor) -> Tensor:
+            output, state = mix(self.sequence.mixer, inner)
+            states.append(state)
+            return output
+
+        return self._then_channels(self.sequence.around(hidden_states, output_of)), states[0]
+
+    def _then_channels(self, hidden_states: Tensor) -> Tensor:
         return hidden_states if self.channel is None else self.channel(hidden_states)
 
 
 class Backbone(nn.Module):
     """All layers, and the last norm that a prenorm stack needs."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, mixers: Sequence[Any]) -> None:
+        """mixers: the specification of each layer's."""
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config, mixer, i) for i, mixer in enumerate(config.layer_mixers()))
-        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps) if config.prenorm else None
+        self.layers = nn.ModuleList(Layer(config, mixer, i) for i, mixer in enumerate(mixers))
+        options = config.residual_options()
+        self.final_norm = options.make_norm(config.hidden_size) if options.prenorm else None
         # transformers finds these two by name and sets them in gradient_checkpointing_enable().
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
@@ -67,6 +124,23 @@ class Backbone(nn.Module):
                 hidden_states = self._gradient_checkpointing_func(layer, hidden_states, packing)
             else:
                 hidden_states = layer(hidden_states, packing)
-        if self.final_norm is not None:
-            hidden_states = self.final_norm(hidden_states)
-        return [*states, hidden_states]
+        return [*states, self._normalised(hidden_states)]
+
+    def prefill(self, hidden_states: Tensor, packing: Packing | None) -> tuple[Tensor, list[State]]:
+        """The last output, and every layer's state after the last token of each row."""
+        states = []
+        for layer in self.layers:
+            hidden_states, state = layer.prefill(hidden_states, packing)
+            states.append(state)
+        return self._normalised(hidden_states), states
+
+    def step(self, hidden_states: Tensor, states: Sequence[State]) -> tuple[Tensor, list[State]]:
+        """One token of each row, [batch, 1, d_model], given and returning every layer's state."""
+        after = []
+        for layer, state in zip(self.layers, states):
+            hidden_states, state = layer.step(hidden_states, state)
+            after.append(state)
+        return self._normalised(hidden_states), after
+
+    def _normalised(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states if self.final_norm is None else self.final_norm(hidden_states)

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from anymixer.models.backbone import ResidualOptions
+
 
 class MixerBertConfig(PretrainedConfig):
     """A BERT whose sequence mixer is a choice.
@@ -53,6 +55,10 @@ class MixerBertConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    def residual_options(self) -> ResidualOptions:
+        """How each mixer is put into its residual."""
+        return ResidualOptions(prenorm=self.prenorm, norm_eps=self.norm_eps, dropout=self.layer_dropout_prob)
 
     def layer_mixers(self) -> list[Any]:
         """The mixer specification of each layer."""

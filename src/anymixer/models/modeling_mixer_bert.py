@@ -74,7 +74,7 @@ class MixerBertModel(MixerBertPreTrainedModel):
             norm_eps=config.layer_norm_eps,
             dropout=config.hidden_dropout_prob,
         )
-        self.backbone = Backbone(config)
+        self.backbone = Backbone(config, config.layer_mixers())
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

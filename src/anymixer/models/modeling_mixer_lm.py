@@ -1,0 +1,244 @@
+"""The causal language model as a Hugging Face model that generates.
+
+Prompts are read in parallel; after that a token costs one step of every layer's mixer, whose state is all that is
+kept: constant for recurrent mixers, growing for attention.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from anymixer.labels import IGNORED_LABEL
+from anymixer.layers.packing import Packing, make_packing
+from anymixer.mixers.base import State, as_causal
+from anymixer.models.backbone import Backbone, Residual
+from anymixer.models.configuration_mixer_lm import MixerLMConfig
+
+
+class MixerCache:
+    """What the layers know of the tokens so far, under the method names that transformers' generation calls.
+
+    states: each layer's. lengths: real tokens of each row, int64 [batch]. seen: positions of a row, with padding.
+    """
+
+    def __init__(self, states: list[State], lengths: Tensor, seen: int) -> None:
+        self.states, self.lengths, self.seen = states, lengths, seen
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions read so far."""
+        return self.seen
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Continue row i from what was row beam_idx[i]."""
+        self.states = [{name: t.index_select(0, beam_idx) for name, t in state.items()} for state in self.states]
+        self.lengths = self.lengths.index_select(0, beam_idx)
+
+    def num_bytes(self) -> int:
+        """Memory that the states take."""
+        return sum(t.numel() * t.element_size() for state in self.states for t in state.values())
+
+
+@dataclass
+class CausalLMOutput(ModelOutput):
+    """loss: mean over labelled tokens. logits: [labelled tokens, vocab_size] when labels were given, in the order of
+    `labels[:, 1:][labels[:, 1:] != -100]`, else [batch, length or logits_to_keep, vocab_size]."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: MixerCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class MixerLMPreTrainedModel(PreTrainedModel):
+    """Initialisation and the wiring that transformers asks for."""
+
+    config_class = MixerLMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Layer"]
+    # The state of a recurrent mixer cannot be cut back, as assisted generation would.
+    _is_stateful = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in `MixerBertPreTrainedModel`."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            nn.init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Residual) and module.weight is not None:
+            nn.init.ones_(module.weight)
+        elif hasattr(module, "reset_own_parameters"):
+            module.reset_own_parameters()
+
+
+class MixerLMModel(MixerLMPreTrainedModel):
+    """Embeddings and backbone."""
+
+    def __init__(self, config: MixerLMConfig) -> None:
+        super().__init__(config)
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.position_embeddings == "learned"
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        self.dropout = nn.Dropout(config.embedding_dropout_prob)
+        self.backbone = Backbone(config, [as_causal(spec, config.hidden_size) for spec in config.layer_mixers()])
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.word
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.word = value  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        sequence_id: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: MixerCache | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+    ) -> tuple[list[Tensor], MixerCache | None]:
+        """Hidden states after the final norm (all layers' before them, if asked for), and the cache.
+
+        input_ids: [batch, length]; attention_mask: [batch, length], nonzero at real tokens, of the new tokens or, as
+        transformers passes it, of all tokens so far; sequence_id: [batch, length], which sequence of a packed row a
+        token belongs to, -1 for padding. past_key_values: the new tokens follow those it has seen.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds, and not both")
+        hidden = self.word(input_ids) if inputs_embeds is None else inputs_embeds
+        if past_key_values is not None:
+            return self._continue(hidden, past_key_values)
+        packing = make_packing(attention_mask, sequence_id)
+        places = torch.arange(hidden.shape[1], device=hidden.device)[None] if packing is None else packing.positions()
+        hidden = self._embedded(hidden, places)
+        if not use_cache:
+            return self.backbone(hidden, packing, keep_all=output_hidden_states), None
+        if packing is not None and packing.packed:
+            raise ValueError("use_cache: a packed row ends in one of its sequences and cannot be continued")
+        output, states = self.backbone.prefill(hidden, packing)
+        return [output], MixerCache(states, _row_lengths(hidden, packing), hidden.shape[1])
+
+    def _continue(self, hidden: Tensor, cache: MixerCache) -> tuple[list[Tensor], MixerCache]:
+        """Read further tokens, [batch, new, d_model], one after the other."""
+        outputs, states, lengths = [], cache.states, cache.lengths
+        for token in hidden.split(1, dim=1):
+            output, states = self.backbone.step(self._embedded(token, lengths[:, None]), states)
+            outputs.append(output)
+            lengths = lengths + 1
+        return [torch.cat(outputs, dim=1)], MixerCache(states, lengths, cache.seen + hidden.shape[1])
+
+    def _embedded(self, words: Tensor, places: Tensor) -> Tensor:
+        """Add positions: words [batch, length, d_model], places [batch or 1, length]."""
+        if self.position is not None:
+            longest = words.shape[1]
+            if longest > self.position.num_embeddings:
+                raise ValueError(f"{longest} tokens, but max_position_embeddings is {self.position.num_embeddings}")
+            words = words + self.position(places)
+        return self.dropout(words)
+
+
+class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
+    """The language model with its projection to the vocabulary."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.word.weight"}
+
+    def __init__(self, config: MixerLMConfig) -> None:
+        super().__init__(config)
+        self.model = MixerLMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The projection to the vocabulary."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the projection to the vocabulary."""
+        self.lm_head = new_embeddings  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        sequence_id: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: MixerCache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> CausalLMOutput | tuple:
+        """Predict the next token; arguments as in `MixerLMModel.forward`.
+
+        labels: [batch, length], input_ids' own ids, -100 where a token is not to be predicted (the first of a
+        sequence, padding); they are shifted here. With labels, only positions whose next token is labelled go
+        through the head. logits_to_keep: logits of the last positions alone, 0 for all.
+        """
+        states, cache = self.model(
+            input_ids, attention_mask, sequence_id, inputs_embeds, past_key_values, use_cache, output_hidden_states
+        )
+        hidden, loss = states[-1], None
+        if labels is not None:
+            targets = labels[:, 1:]
+            labelled = targets != IGNORED_LABEL
+            hidden, targets = hidden[:, :-1][labelled], targets[labelled]
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = self.lm_head(hidden)
+        if labels is not None:
+            loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, targets.numel())
+        kept = tuple(states) if output_hidden_states else None
+        output = CausalLMOutput(loss=loss, logits=logits, past_key_values=cache, hidden_states=kept)
+        return output if return_dict else output.to_tuple()
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: MixerCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: object,
+    ) -> dict[str, object]:
+        """What `forward` reads at the next step of generation."""
+        if past_key_values is not None:
+            return {
+                "input_ids": input_ids[:, past_key_values.seen :],
+                "past_key_values": past_key_values,
+                "use_cache": True,
+            }
+        prompt = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        use_cache = kwargs.get("use_cache", True)
+        return {**prompt, "attention_mask": attention_mask, "use_cache": use_cache, "logits_to_keep": 1}
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """transformers asks before it makes a cache of its own."""
+        return False
+
+    def _reorder_cache(self, past_key_values: MixerCache, beam_idx: Tensor) -> MixerCache:
+        """Beam search in transformers 4 calls this, in 5 the cache's own method."""
+        past_key_values.reorder_cache(beam_idx)
+        return past_key_values
+
+
+def _row_lengths(hidden: Tensor, packing: Packing | None) -> Tensor:
+    """Real tokens of each row: int64 [batch]."""
+    if packing is None:
+        return torch.full(hidden.shape[:1], hidden.shape[1], device=hidden.device)
+    return packing.real.sum(dim=1)

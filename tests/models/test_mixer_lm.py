@@ -1,0 +1,96 @@
+"""The causal language model: padding, cache and generation."""
+
+import pytest
+import torch
+
+from anymixer.errors import UserError
+from anymixer.models.configuration_mixer_lm import MixerLMConfig
+from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
+
+ATTENTION = {"name": "attention", "num_heads": 2, "positions": "rotary"}
+
+
+def make(**options):
+    torch.manual_seed(0)
+    config = MixerLMConfig(
+        **{"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "mixer": ATTENTION, "pad_token_id": 0} | options
+    )
+    return MixerLMForCausalLM(config).eval()
+
+
+def rows():
+    """A long prompt, and a short one padded on the left."""
+    ids = torch.randint(1, 50, (2, 7))
+    ids[1, :3] = 0
+    mask = (ids > 0).long()
+    mask[0] = 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("options", [{}, {"position_embeddings": "learned", "residual_weights": True}])
+def test_padding_on_the_left_changes_nothing(options):
+    model = make(**options)
+    ids, mask = rows()
+    padded = model(ids, attention_mask=mask).logits[1, 3:]
+    torch.testing.assert_close(padded, model(ids[1:, 3:]).logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_loss_is_that_of_the_next_token_and_spares_the_head():
+    model = make()
+    ids = torch.randint(1, 50, (2, 7))
+    labels = ids.clone()
+    labels[:, 0] = labels[0, 4] = -100
+    output = model(ids, labels=labels)
+    logits = model(ids).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.reshape(-1, 50), labels[:, 1:].reshape(-1))
+    torch.testing.assert_close(output.loss, expected)
+    assert output.logits.shape == (11, 50)
+
+
+@pytest.mark.parametrize("options", [{}, {"position_embeddings": "learned"}])
+def test_cached_steps_give_the_logits_of_the_whole_row(options):
+    model = make(**options)
+    ids, mask = rows()
+    more = torch.randint(1, 50, (2, 3))
+    cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
+    stepped = model(more, past_key_values=cache).logits
+    whole = model(torch.cat([ids, more], 1), attention_mask=torch.cat([mask, torch.ones(2, 3)], 1)).logits[:, 7:]
+    torch.testing.assert_close(stepped, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}])
+def test_generation_with_and_without_cache_agree(how):
+    model = make(initializer_range=0.3)
+    ids, mask = rows()
+    options = {"attention_mask": mask, "max_new_tokens": 6, "pad_token_id": 0, **how}
+    results = []
+    for use_cache in (True, False):
+        torch.manual_seed(1)
+        results.append(model.generate(ids, use_cache=use_cache, **options))
+    assert torch.equal(*results) and results[0].shape == (2, 13)
+
+
+def test_batched_prompts_continue_as_they_would_alone():
+    model = make(initializer_range=0.3)
+    ids, mask = rows()
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=5, pad_token_id=0)
+    alone = model.generate(ids[1:, 3:], max_new_tokens=5, pad_token_id=0)
+    assert torch.equal(together[1, 7:], alone[0, 4:])
+
+
+def test_a_bidirectional_mixer_is_refused():
+    for mixer, message in (
+        ("hydra", "mixer.name: 'hydra' lets"),
+        ({**ATTENTION, "causal": False}, "mixer.causal: false lets"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(mixer=mixer)
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path)
+    again = MixerLMForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.randint(1, 50, (1, 5))
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert again.lm_head.weight is again.model.word.weight
