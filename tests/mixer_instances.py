@@ -32,6 +32,17 @@ OPTIONS = {
     "low_rank": [SMALL, FIXED],
     "matrix_attention": [SMALL, FIXED],
     "quasiseparable": [SMALL, FIXED],
+    "hgrn2": [{"expand_ratio": 8}, {"expand_ratio": 16, "lower_bound": 0.5, "output_activation": "sigmoid"}],
+    "linear_attention": [
+        {"num_heads": 2, "feature_dim": 4},
+        {"num_heads": 2, "feature_dim": 16, "feature_map": "relu"},
+        {"num_heads": 2, "feature_dim": 4, "feature_map": "taylor"},
+    ],
+    "normalized_attention": [{"num_heads": 2, "feature_dim": 4}],
+    "ssd": [
+        {"d_state": 8, "headdim": 16},
+        {"d_state": 4, "headdim": 8, "ngroups": 2, "d_conv": 0, "gate": False, "skip": False},
+    ],
 }
 CASES = [
     pytest.param({"name": name, **options}, id=f"{name}-{i}")

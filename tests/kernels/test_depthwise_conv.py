@@ -3,7 +3,7 @@
 import pytest
 import torch
 from anymixer_kernels import force_backend
-from anymixer_kernels.depthwise_conv import depthwise_conv
+from anymixer_kernels.depthwise_conv import depthwise_conv, depthwise_conv_step
 
 
 @pytest.mark.parametrize("width", [1, 3, 7])
@@ -19,16 +19,31 @@ def test_each_packed_sequence_is_convolved_as_if_alone(width):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_fast_form_equals_reference_with_gradients(packed):
+@pytest.mark.parametrize(("width", "causal"), [(5, False), (5, True), (4, True), (1, True)])
+def test_fast_form_equals_reference_with_gradients(packed, width, causal):
     torch.manual_seed(0)
-    arguments = [torch.randn(2, 9, 3), torch.randn(3, 1, 5), torch.randn(3)]
+    arguments = [torch.randn(2, 9, 3), torch.randn(3, 1, width), torch.randn(3)]
     arguments = [a.double().requires_grad_() for a in arguments]
     ids = torch.tensor([[0] * 9, [0] * 6 + [-1] * 3])
     results = []
     for backend in ("reference", "torch"):
         with force_backend(backend):
-            y = depthwise_conv(*arguments, sequence_id=ids, packed=packed)
+            y = depthwise_conv(*arguments, sequence_id=ids, packed=packed, causal=causal)
         y = y * (ids >= 0)[..., None]
         results.append([y, *torch.autograd.grad(y.square().sum(), arguments)])
     for expected, actual in zip(*results):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_causal_steps_give_what_the_whole_row_gives(width):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 9, 3), torch.randn(3, 1, width), torch.randn(3)
+    expected = depthwise_conv(x, weight, bias, causal=True)
+    changed = x.clone()
+    changed[:, 5:] = 0
+    assert torch.equal(depthwise_conv(changed, weight, bias, causal=True)[:, :5], expected[:, :5])
+    before = torch.zeros(2, width - 1, 3)
+    for t in range(9):
+        y, before = depthwise_conv_step(x[:, t], weight, bias, before)
+        torch.testing.assert_close(y, expected[:, t])

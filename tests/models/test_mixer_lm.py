@@ -94,3 +94,32 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     ids = torch.randint(1, 50, (1, 5))
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert again.lm_head.weight is again.model.word.weight
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        {"name": "ssd", "d_state": 8, "headdim": 8},
+        {"name": "hgrn2", "expand_ratio": 8},
+        [{"name": "linear_attention", "num_heads": 2, "feature_dim": 4}, ATTENTION],
+    ],
+    ids=["ssd", "hgrn2", "hybrid"],
+)
+def test_recurrent_models_generate_as_they_compute(mixer):
+    model = make(mixer=mixer, initializer_range=0.3)
+    ids, mask = rows()
+    cached, whole = (
+        model.generate(ids, attention_mask=mask, max_new_tokens=5, pad_token_id=0, use_cache=use)
+        for use in (True, False)
+    )
+    assert torch.equal(cached, whole)
+
+
+def test_lower_bounds_grow_with_depth_and_are_learned_once():
+    model = make(mixer={"name": "hgrn2", "expand_ratio": 8}, num_hidden_layers=4)
+    bounds = model.model.backbone.shared["hgrn2"]
+    torch.testing.assert_close(torch.stack([bounds(i) for i in range(4)])[:, 0], torch.arange(4) / 4)
+    assert sum(name.endswith("hgrn2.weight") for name, _ in model.named_parameters()) == 1
+    ids = torch.randint(1, 50, (1, 9))
+    model(ids, labels=ids).loss.backward()
+    assert bounds.weight.grad.abs().sum() > 0

@@ -43,8 +43,9 @@ def linear_recurrence(
 
 
 def linear_recurrence_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token: q, k [batch, ngroups, d_state], v [batch, nheads, headdim], log_decay [batch, nheads] or [batch, nheads,
-    d_state], state [batch, nheads, d_state, headdim] -> y [batch, nheads, headdim] in v's dtype, and the new state."""
+    """One token: q, k [batch, ngroups, d_state], v [batch, nheads, headdim], log_decay [batch, nheads] or [batch,
+    nheads, d_state], state [batch, nheads, d_state, headdim] -> y [batch, nheads, headdim] in v's dtype, and the new
+    state."""
     nheads = v.shape[1]
     q, k = (t.repeat_interleave(nheads // t.shape[1], dim=1).to(state.dtype) for t in (q, k))
     decay = log_decay.to(state.dtype).exp()

@@ -107,6 +107,12 @@ class SequenceMixer(nn.Module):
         """Bytes of one row's state after `length` tokens, parameters and inputs being of `dtype`."""
         raise NotImplementedError(f"{type(self).__name__} is not causal, so it has no state")
 
+    @classmethod
+    def share_between_layers(cls, mixers: list[Any], d_model: int) -> nn.Module | None:
+        """Called by a model with all its mixers of this class, first layer first: a module of parameters that they
+        share, for the model to hold, or None."""
+        return None
+
     def param_hints(self) -> dict[str, ParamHint]:
         """Training hints by relative parameter name: no weight decay, an own learning rate."""
         return {}

@@ -108,6 +108,7 @@ class Backbone(nn.Module):
         """mixers: the specification of each layer's."""
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, mixer, i) for i, mixer in enumerate(mixers))
+        self.shared = nn.ModuleDict(_shared(self.layers, config.hidden_size))
         options = config.residual_options()
         self.final_norm = options.make_norm(config.hidden_size) if options.prenorm else None
         # transformers finds these two by name and sets them in gradient_checkpointing_enable().
@@ -144,3 +145,14 @@ class Backbone(nn.Module):
 
     def _normalised(self, hidden_states: Tensor) -> Tensor:
         return hidden_states if self.final_norm is None else self.final_norm(hidden_states)
+
+
+def _shared(layers: nn.ModuleList, d_model: int) -> dict[str, nn.Module]:
+    """What the mixers of each class share over the layers, by the class's name in lower case."""
+    mixers = [layer.sequence.mixer for layer in layers]  # type: ignore[union-attr]
+    classes = dict.fromkeys(type(mixer) for mixer in mixers)
+    shared = {
+        cls.__name__.lower(): cls.share_between_layers([m for m in mixers if type(m) is cls], d_model)
+        for cls in classes
+    }
+    return {name: module for name, module in shared.items() if module is not None}

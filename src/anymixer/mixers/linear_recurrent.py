@@ -1,0 +1,111 @@
+"""What mixers share whose core is a recurrence with a matrix for a state (`anymixer_kernels.linear_recurrence`)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from anymixer_kernels.linear_recurrence import linear_recurrence, linear_recurrence_matrix, linear_recurrence_step
+from torch import Tensor
+
+from anymixer.layers.packing import Packing
+from anymixer.layers.short_conv import ShortConv
+from anymixer.mixers.base import SequenceMixer, State
+
+
+@dataclass(frozen=True)
+class RecurrenceInputs:
+    """q, k, v, log_decay: as `linear_recurrence` reads them. rest: what the mixer's `_finish` needs besides."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor
+    rest: Any = None
+
+
+class LinearRecurrentMixer(SequenceMixer):
+    """A causal mixer: a projection of every token, perhaps a short convolution, the recurrence, and what follows it.
+
+    A subclass sets `nheads`, `d_state` (dimensions of a key) and `value_width` (of a value), a `conv` (ShortConv or
+    None), and implements `_project`, `_inputs` and `_finish`, which treat every token alone.
+    """
+
+    nheads: int
+    d_state: int
+    value_width: int
+    conv: ShortConv | None
+
+    def _project(self, hidden_states: Tensor) -> tuple[Tensor, Any]:
+        """What the convolution reads, [..., channels], and what passes by it; from [..., d_model]."""
+        raise NotImplementedError
+
+    def _inputs(self, convolved: Tensor, passed: Any) -> RecurrenceInputs:
+        """What the recurrence reads; tensors with whatever axes stand before the channels."""
+        raise NotImplementedError
+
+    def _finish(self, mixed: Tensor, inputs: RecurrenceInputs) -> Tensor:
+        """[..., nheads, value_width] -> [..., d_model]."""
+        raise NotImplementedError
+
+    def _read(self, hidden_states: Tensor, packing: Packing | None) -> tuple[RecurrenceInputs, Tensor]:
+        """What the recurrence reads of whole rows, and what the convolution read."""
+        raw, passed = self._project(hidden_states)
+        return self._inputs(raw if self.conv is None else self.conv(raw, packing), passed), raw
+
+    def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
+        """[batch, length, d_model] -> the same shape; see `SequenceMixer.forward`."""
+        inputs, _ = self._read(hidden_states, packing)
+        mixed, _ = self._recur(inputs, packing)
+        return self._finish(mixed, inputs)
+
+    def _recur(self, inputs: RecurrenceInputs, packing: Packing | None) -> tuple[Tensor, Tensor]:
+        ids = None if packing is None else packing.sequence_id
+        return linear_recurrence(inputs.q, inputs.k, inputs.v, inputs.log_decay, sequence_id=ids)
+
+    def matrix(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
+        """M per head: [batch, nheads, length, length]."""
+        inputs, _ = self._read(hidden_states, packing)
+        ids = None if packing is None else packing.sequence_id
+        return linear_recurrence_matrix(inputs.q, inputs.k, inputs.log_decay, ids)
+
+    def values(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
+        """V per head: [batch, nheads, length, value_width]."""
+        return self._read(hidden_states, packing)[0].v.transpose(1, 2)
+
+    def output(self, mixed: Tensor, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
+        """What follows the recurrence, of [batch, nheads, length, value_width]."""
+        return self._finish(mixed.transpose(1, 2), self._read(hidden_states, packing)[0])
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """The recurrence's state, in float32 or wider, and the convolution's last inputs."""
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        shape = (batch, self.nheads, self.d_state, self.value_width)
+        state = {"recurrence": torch.zeros(shape, device=device, dtype=wide)}
+        return state if self.conv is None else state | {"conv": self.conv.init_state(batch, device, dtype)}
+
+    def prefill(self, hidden_states: Tensor, packing: Packing | None = None) -> tuple[Tensor, State]:
+        """See `SequenceMixer.prefill`; the whole prompt at once."""
+        inputs, raw = self._read(hidden_states, packing)
+        mixed, last = self._recur(inputs, packing)
+        state = {"recurrence": last}
+        if self.conv is not None:
+            state["conv"] = self.conv.last_inputs(raw, packing)
+        return self._finish(mixed, inputs), state
+
+    def step(self, hidden_states: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `SequenceMixer.step`."""
+        raw, passed = self._project(hidden_states)
+        after = {}
+        if self.conv is not None:
+            raw, after["conv"] = self.conv.step(raw, state["conv"])
+        inputs = self._inputs(raw, passed)
+        mixed, last = linear_recurrence_step(inputs.q, inputs.k, inputs.v, inputs.log_decay, state["recurrence"])
+        return self._finish(mixed, inputs), {"recurrence": last, **after}
+
+    def state_size(self, length: int, dtype: torch.dtype = torch.float32) -> int:
+        """See `SequenceMixer.state_size`; the same for every length."""
+        wide = torch.promote_types(dtype, torch.float32).itemsize
+        convolution = 0 if self.conv is None else self.conv.state_size(dtype)
+        return self.nheads * self.d_state * self.value_width * wide + convolution
