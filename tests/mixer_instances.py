@@ -39,6 +39,14 @@ OPTIONS = {
         {"num_heads": 2, "feature_dim": 4, "feature_map": "taylor"},
     ],
     "normalized_attention": [{"num_heads": 2, "feature_dim": 4}],
+    "bidirectional": [
+        {"mixer": {"name": "ssd", "d_state": 8, "headdim": 16}},
+        {"mixer": {"name": "s6", "d_state": 4}, "combine": "mult"},
+        {"mixer": {"name": "hgrn2", "expand_ratio": 8}, "combine": "concat", "share": False},
+    ],
+    "hgrn": [{}, {"lower_bound": 0.5}],
+    "qlstm": [{}, {"expand": 1, "d_conv": 0, "reversed_sigmoid": True}],
+    "s6": [{"d_state": 4}, {"d_state": 4, "expand": 1, "d_conv": 0, "gate": False, "dt_rank": 3}],
     "ssd": [
         {"d_state": 8, "headdim": 16},
         {"d_state": 4, "headdim": 8, "ngroups": 2, "d_conv": 0, "gate": False, "skip": False},

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, silu
+from torch.nn.functional import silu
 
 from anymixer.errors import UserError
 from anymixer.mixers.base import register_mixer
@@ -93,12 +93,10 @@ class HGRN2(LinearRecurrentMixer):
         values, outputs, gates = convolved.chunk(3, dim=-1)
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
         bound = self._lower_bound()
-        # 1 - f without subtracting f from 1, and log f without rounding f: both lose the key where f is near 1.
+        # Not f and then 1 - f: where f is near 1, that would lose the key.
         key = (1 - bound) * torch.sigmoid(-gates)
-        if isinstance(bound, float) and bound == 0.0:
-            log_decay = logsigmoid(gates)
-        else:
-            log_decay = torch.log1p(-key)
+        # Where the bound is 0, f may round to 0, of which there is no logarithm; the smallest f will do.
+        log_decay = torch.log1p(-key.clamp(max=1 - torch.finfo(key.dtype).eps))
         heads = (self.nheads, self.d_state)
         return RecurrenceInputs(
             q=ACTIVATIONS[self.config.output_activation](outputs).unflatten(-1, heads),

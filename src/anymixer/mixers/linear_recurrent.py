@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from anymixer_kernels.elementwise_scan import elementwise_scan
 from anymixer_kernels.linear_recurrence import linear_recurrence, linear_recurrence_matrix, linear_recurrence_step
 from torch import Tensor
 
@@ -109,3 +110,17 @@ class LinearRecurrentMixer(SequenceMixer):
         wide = torch.promote_types(dtype, torch.float32).itemsize
         convolution = 0 if self.conv is None else self.conv.state_size(dtype)
         return self.nheads * self.d_state * self.value_width * wide + convolution
+
+
+class ElementwiseMixer(LinearRecurrentMixer):
+    """One whose every channel is a head of its own with values of width 1, which a scan computes more cheaply than
+    chunks of a matrix do."""
+
+    value_width = 1
+
+    def _recur(self, inputs: RecurrenceInputs, packing: Packing | None) -> tuple[Tensor, Tensor]:
+        ids = None if packing is None else packing.sequence_id
+        decay = torch.exp(inputs.log_decay)
+        states = elementwise_scan(decay, (inputs.k * inputs.v).to(decay.dtype), sequence_id=ids)
+        mixed = (inputs.q * states).sum(-1, keepdim=True).to(inputs.v.dtype)
+        return mixed, states[:, -1, :, :, None]
