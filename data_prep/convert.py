@@ -1,283 +1,225 @@
-"""Convert documents into MDS shards for pretraining.
-
-    python -m data_prep.convert --dataset demo --out_root data/demo --train_tokenizer 4096 --concat_tokens 128
-    python -m data_prep.convert --dataset text --input wiki.txt.xz --out_root data/wiki \\
-        --tokenizer bert-base-uncased --concat_tokens 128
-    python -m data_prep.convert --dataset text --input a.jsonl.gz b.parquet --out_root data/mine
-
-Without --concat_tokens, samples are texts and the loader tokenizes, cuts and pads them; with it, they are
-full rows of token ids. The result is OUT_ROOT/train and OUT_ROOT/val, OUT_ROOT/tokenizer and
-OUT_ROOT/manifest.json. Nothing is there before all of it is complete.
-"""
+"""Convert documents into MDS shards for pretraining: `python -m data_prep.convert --help`."""
 
 from __future__ import annotations
 
-import argparse
+import errno
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from anymixer.data import load_tokenizer
+from anymixer.data.tokenization import load_tokenizer, tokenizer_fingerprint
 from anymixer.entry_point import run
 from anymixer.errors import UserError
-from data_prep.demo_corpus import demo_documents
-from data_prep.output import Output, describe
-from data_prep.sources import SEPARATORS, SUPPORTED, check_inputs, limited, read_documents
+from data_prep.catalogue import expected_documents, is_remote
+from data_prep.command_line import parse_options
+from data_prep.duplicates import find_duplicates, hashes_file
+from data_prep.manifest import build_manifest, check_joins, is_complete, join_manifests, save_tokenizer, write_results
+from data_prep.options import ConvertOptions, conversion_settings
+from data_prep.place import place_of
+from data_prep.pool import run_units
+from data_prep.progress import ProgressDisplay
+from data_prep.sources import input_files, limited
+from data_prep.tokenizing import Vocabulary, vocabulary_of
 from data_prep.train_tokenizer import train_wordpiece
-from data_prep.writer import SplitSummary, SplitWriter, TextWriter, TokenWriter
+from data_prep.unit_work import Job, convert_unit, hash_unit
+from data_prep.units import Unit, plan_units, split_of
+from data_prep.workspace import Workspace
+from data_prep.writer import RowFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-DATASETS = ("demo", "text")
-SPLITS = ("train", "val")
-_VAL_FRACTION = {"demo": 0.05, "text": 0.02}
-_BATCH_DOCUMENTS = 1024
-_BATCH_CHARS = 4_000_000
 # A tokenizer's vocabulary is settled long before a large corpus ends.
 _TOKENIZER_TRAINING_BYTES = 500_000_000
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
-    """What to convert, and into what; the names are the command's flags."""
+def convert(options: ConvertOptions) -> dict[str, Any] | None:
+    """Convert a corpus, or what is left of it, and return the manifest as it is in `out_root/manifest.json`.
 
-    dataset: str
-    out_root: Path
-    input: tuple[Path, ...] = ()
-    splits: tuple[str, ...] = SPLITS
-    val_fraction: float | None = None  # by the dataset: the demo corpus is small
-    tokenizer: str | None = None
-    train_tokenizer: int | None = None
-    concat_tokens: int | None = None
-    bos_text: str | None = None
-    eos_text: str | None = None
-    compression: str | None = None
-    doc_separator: str = "blank"
-    text_column: str = "text"
-    max_docs: int | None = None
-    max_bytes: int | None = None
-
-    @property
-    def held_out(self) -> float:
-        """The share of the documents in the val split."""
-        return _VAL_FRACTION[self.dataset] if self.val_fraction is None else self.val_fraction
-
-    def validate(self) -> None:
-        """Raise UserError for options that cannot be met; reads no file."""
-        if self.dataset == "text" and not self.input:
-            raise UserError("--input: name the files to convert, or use --dataset demo")
-        if self.dataset == "demo" and self.input:
-            raise UserError("--input: goes with --dataset text; the demo corpus needs no files")
-        if self.tokenizer and self.train_tokenizer:
-            raise UserError("--tokenizer and --train_tokenizer: give one of them")
-        if self.concat_tokens is not None and not (self.tokenizer or self.train_tokenizer):
-            raise UserError("--concat_tokens: needs --tokenizer NAME_OR_PATH or --train_tokenizer VOCAB_SIZE")
-        if self.concat_tokens is not None and self.concat_tokens < 8:
-            raise UserError(f"--concat_tokens: {self.concat_tokens} tokens are too few for a row; use at least 8")
-        if not 0 < self.held_out < 1:
-            raise UserError(f"--val_fraction: {self.val_fraction} is not between 0 and 1")
-        if self.compression is not None:
-            from streaming.base.compression import is_compression
-
-            if not is_compression(self.compression):
-                raise UserError(f"--compression: unknown '{self.compression}'; try zstd, or zstd:7 for its level 7")
-
-
-def convert(options: ConvertOptions) -> dict[str, Any]:
-    """Convert a corpus and return the manifest, as it is in `out_root/manifest.json`.
+    Returns:
+        None while units of other shards (`options.shard`) are unfinished.
 
     Raises:
-        UserError: impossible options, an input that cannot be read, or an output folder already in use.
+        UserError: impossible options, an input that cannot be read, an output folder in use or with other
+            contents, or a full disk. What is finished stays finished, and the next call continues.
     """
     options.validate()
-    check_inputs(options.input)
-    with Output(options.out_root, options.splits) as output:
-        tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
-        documents = _document_source(options)
-        if options.train_tokenizer is not None:
-            tokenizer = _trained_tokenizer(options, options.train_tokenizer, documents)
-        writers = {split: _writer(options, output.folder(split), tokenizer) for split in options.splits}
-        summaries = _write_all(documents(), writers, options.held_out)
-        _check_rows(summaries, options)
-        manifest = describe(
-            summaries,
-            dataset=options.dataset,
-            inputs=[path.name for path in options.input],
-            tokenizer=tokenizer,
-            tokenizer_name=options.tokenizer or "tokenizer",
-            concat_tokens=options.concat_tokens,
-        )
-        return output.publish(manifest, tokenizer)
+    input_files(options.input)
+    try:
+        with Workspace(options) as space:
+            return _convert(options, space)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        what = f"the disk of {place_of(options).root} is full"
+        raise UserError(f"{what}; make room and start the same command again: it continues") from error
 
 
-def split_of(document: str, splits: tuple[str, ...], val_fraction: float) -> str:
-    """Return the split of a document: a function of its text, so that copies of it stay together.
+def _convert(options: ConvertOptions, space: Workspace) -> dict[str, Any] | None:
+    place = space.place
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    fingerprint = tokenizer_fingerprint(tokenizer) if tokenizer is not None else None
+    settings = conversion_settings(options, tokenizer=fingerprint)
+    units = plan_units(options)
+    manifest = space.manifest()
+    if manifest is not None and is_complete(manifest, settings, units, place):
+        space.complete()
+        print(f"{options.out_root} is complete already", file=sys.stderr)
+        return manifest
+    space.begin(settings, units)
+    rows = RowFormat(options.mode, options.row_tokens, options.compression)
+    if options.train_tokenizer is not None:
+        tokenizer = _trained_tokenizer(options, options.train_tokenizer, units, space)
+    if manifest is not None:
+        known = {"fingerprint": tokenizer_fingerprint(tokenizer)} if tokenizer is not None else None
+        check_joins(manifest, {"mode": rows.mode, "max_seq_len": rows.row_tokens, "tokenizer": known}, place)
+    job = Job(
+        place=place,
+        rows=rows,
+        vocabulary=_vocabulary(options, tokenizer),
+        val_fraction=options.held_out,
+        min_chars=options.min_chars,
+        max_chars=options.max_chars,
+        dedup=options.dedup,
+    )
+    if not (options.dedup and _duplicates_wait(options, space, job, units)):
+        _run(options, space, job, units)
+    space.fetch()
+    if len(place.finished()) < len(units):
+        return None
+    made, shards = build_manifest(
+        place,
+        units,
+        settings=settings,
+        rows=rows,
+        tokenizer=tokenizer,
+        tokenizer_name=options.tokenizer or "tokenizer",
+    )
+    _check_rows(made, options)
+    files = save_tokenizer(place, tokenizer, joins=manifest is not None) if tokenizer is not None else []
+    manifest = join_manifests(manifest, made, place)
+    space.send([*files, *write_results(place, manifest, shards)])
+    space.complete()
+    return manifest
 
-    A single split takes every document.
-    """
-    if len(splits) == 1:
-        return splits[0]
-    draw = int.from_bytes(blake2b(document.encode(), digest_size=8).digest(), "big") / 2**64
-    return "val" if draw < val_fraction else "train"
+
+def _run(options: ConvertOptions, space: Workspace, job: Job, units: list[Unit]) -> None:
+    """Convert the units of this shard that are not finished."""
+    place = space.place
+    finished = place.finished()
+    own = _own(options, units)
+    left = [unit for unit in own if unit.name not in finished]
+    done = sum(unit.bytes for unit in own if unit.name in finished)
+    total = sum(unit.bytes for unit in own)
+    if finished and left:
+        print(f"{len(finished)} of {len(units)} units are finished; continuing", file=sys.stderr)
+    with ProgressDisplay("converting", max(total, 1), done) as display:
+        run_units(convert_unit, job, left, options.workers, display)
 
 
-def _document_source(options: ConvertOptions) -> Callable[[], Iterator[str]]:
-    """Return a function that starts reading the corpus from its beginning."""
-    if options.dataset == "demo":
-        demo = list(limited(demo_documents(), max_docs=options.max_docs, max_bytes=options.max_bytes))
-        return lambda: iter(demo)
-    read = {"separator": options.doc_separator, "column": options.text_column}
-    limits = {"max_docs": options.max_docs, "max_bytes": options.max_bytes}
-    return lambda: limited(read_documents(options.input, **read), **limits)
+def _duplicates_wait(options: ConvertOptions, space: Workspace, job: Job, units: list[Unit]) -> bool:
+    """Find the duplicates; return whether that has to wait for other shards to read their documents."""
+    place = space.place
+    if (place.work / "dropped" / "complete").exists():
+        return False
+    space.fetch()
+    left = [unit for unit in _own(options, units) if not hashes_file(place, unit).exists()]
+    with ProgressDisplay("looking for duplicates", max(sum(unit.bytes for unit in left), 1)) as display:
+        run_units(hash_unit, job, left, options.workers, display)
+    space.fetch()
+    if not all(hashes_file(place, unit).exists() for unit in units):
+        return True
+    find_duplicates(place, units)
+    (place.work / "dropped" / "complete").touch()
+    return False
+
+
+def _own(options: ConvertOptions, units: list[Unit]) -> list[Unit]:
+    """Return the units of this shard."""
+    number, of = options.shard
+    return units[number::of]
 
 
 def _trained_tokenizer(
-    options: ConvertOptions, vocab_size: int, documents: Callable[[], Iterator[str]]
+    options: ConvertOptions, vocab_size: int, units: list[Unit], space: Workspace
 ) -> PreTrainedTokenizerFast:
-    """Train on the train split; what is held out is not learned from, unless it is all there is."""
-    split = options.splits[0]
+    """Train on the train split, or take up what was trained before.
 
-    def known() -> Iterator[str]:
-        own = (text for text in documents() if split_of(text, options.splits, options.held_out) == split)
-        return limited(own, max_docs=None, max_bytes=_TOKENIZER_TRAINING_BYTES)
+    What is held out is not learned from, unless it is all there is.
+    """
+    folder = space.place.work / "tokenizer"
+    if not folder.exists():
+        split = options.splits[0]
 
-    return train_wordpiece(known, vocab_size)
+        def known() -> Iterator[str]:
+            own = (
+                text
+                for unit in units
+                if split in unit.splits
+                for text in unit.documents()
+                if split_of(text, unit.splits, options.held_out) == split
+            )
+            return limited(own, max_docs=None, max_bytes=_TOKENIZER_TRAINING_BYTES)
 
-
-def _writer(options: ConvertOptions, folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> SplitWriter:
-    if options.concat_tokens is None:
-        return TextWriter(folder, compression=options.compression)
-    assert tokenizer is not None, "validate() refuses it"
-    return TokenWriter(
-        folder,
-        tokenizer,
-        options.concat_tokens,
-        bos=_marker(tokenizer, options.bos_text, ("cls_token", "bos_token")),
-        eos=_marker(tokenizer, options.eos_text, ("sep_token", "eos_token")),
-        compression=options.compression,
-    )
-
-
-def _marker(tokenizer: PreTrainedTokenizerFast, text: str | None, roles: tuple[str, ...]) -> list[int]:
-    """Return the ids of a given text, or of the first of the roles that the tokenizer fills, or none."""
-    filled = (str(token) for role in roles if (token := getattr(tokenizer, role)))
-    text = next(filled, "") if text is None else text
-    return tokenizer.encode(text, add_special_tokens=False)
+        temporary = space.place.work / "tmp" / "tokenizer"
+        shutil.rmtree(temporary, ignore_errors=True)
+        train_wordpiece(known, vocab_size).save_pretrained(temporary)
+        temporary.rename(folder)
+        space.send(path for path in folder.iterdir())
+    return load_tokenizer(str(folder))
 
 
-def _write_all(
-    documents: Iterable[str], writers: dict[str, SplitWriter], val_fraction: float
-) -> dict[str, SplitSummary]:
-    """Hand every document to its split's writer, with a progress bar."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    splits = tuple(writers)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading", total=None)
-        done = 0
-        for batch in _batches(documents):
-            for split in splits:
-                own = [document for document in batch if split_of(document, splits, val_fraction) == split]
-                if own:
-                    writers[split].write(own)
-            done += len(batch)
-            seconds = max(progress.tasks[0].elapsed or 0.0, 1e-3)
-            size = sum(writer.summary.text_bytes for writer in writers.values())
-            progress.update(task, description=f"{done:,} documents  {done / seconds:,.0f}/s  {size / 1e6:,.1f} MB")
-    return {split: writer.finish() for split, writer in writers.items()}
+def _vocabulary(options: ConvertOptions, tokenizer: PreTrainedTokenizerFast | None) -> Vocabulary | None:
+    if tokenizer is None or options.row_tokens is None:
+        return None
+    vocabulary = vocabulary_of(tokenizer, options.bos_text, options.eos_text)
+    special = len(vocabulary.bos) + len(vocabulary.eos)
+    if 2 * special > options.row_tokens:
+        raise UserError(f"--bos_text, --eos_text: {special} tokens are too many for rows of {options.row_tokens}")
+    return vocabulary
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    chars = 0
-    for document in documents:
-        batch.append(document)
-        chars += len(document)
-        if len(batch) >= _BATCH_DOCUMENTS or chars >= _BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _check_rows(summaries: dict[str, SplitSummary], options: ConvertOptions) -> None:
-    for split, summary in summaries.items():
-        if summary.samples == 0:
-            size = f"fills no row of {options.concat_tokens} tokens" if summary.documents else "got no document"
+def _check_rows(manifest: dict[str, Any], options: ConvertOptions) -> None:
+    for split, facts in manifest["splits"].items():
+        if facts["rows"] == 0:
+            size = f"fills no row of {options.row_tokens} tokens" if facts["documents"] else "got no document"
             raise UserError(f"the {split} split {size}; give more text, a larger --val_fraction or fewer --splits")
-
-
-def parse_options(arguments: list[str] | None = None) -> ConvertOptions:
-    """Read the command line."""
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.convert",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--dataset", choices=DATASETS, required=True, help="the built-in demo corpus, or your text files")
-    add("--input", nargs="+", type=Path, default=(), metavar="FILE", help=f"files to convert: {SUPPORTED}")
-    add("--out_root", type=Path, required=True, metavar="DIR", help="folder to make")
-    add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="one split alone takes every document")
-    add(
-        "--val_fraction",
-        type=float,
-        metavar="SHARE",
-        help="of the documents, held out (default: 0.02; demo: 0.05)",
-    )
-    add("--tokenizer", metavar="NAME_OR_PATH", help="Hugging Face name, folder, vocab.txt or tokenizer.json")
-    add(
-        "--train_tokenizer",
-        type=int,
-        metavar="VOCAB_SIZE",
-        help="train a lower-case WordPiece on the train split",
-    )
-    add("--concat_tokens", type=int, metavar="N", help="write rows of N token ids instead of texts")
-    add("--bos_text", metavar="TEXT", help="begins every row (default: the tokenizer's [CLS] or BOS)")
-    add("--eos_text", metavar="TEXT", help="ends every row and document (default: [SEP] or EOS)")
-    add("--compression", metavar="NAME", help="compress the shards, e.g. zstd")
-    add(
-        "--doc_separator",
-        choices=SEPARATORS,
-        default="blank",
-        help="ends a document of a text file (default: blank)",
-    )
-    add(
-        "--text_column",
-        default="text",
-        metavar="NAME",
-        help="field of .jsonl and .parquet files (default: text)",
-    )
-    add("--max_docs", type=int, metavar="N", help="stop after N documents")
-    add("--max_bytes", type=int, metavar="N", help="stop after N bytes of text")
-    given = vars(parser.parse_args(arguments))
-    given["splits"] = tuple(split for split in SPLITS if split in given["splits"])
-    return ConvertOptions(**{**given, "input": tuple(given["input"])})
 
 
 def main(arguments: list[str]) -> None:
     """Convert as the command line says, and print what was written."""
     options = parse_options(arguments)
     manifest = convert(options)
+    if manifest is None:
+        print("this shard is finished; the data is complete when the others are (start again then if they were first)")
+        return
     for split in options.splits:
-        facts = manifest["splits"][split]
-        tokens = f", {facts['tokens']:,} tokens" if facts["tokens"] else ""
-        size = f"{facts['text_bytes'] / 1e6:,.2f} MB"
-        print(f"{split}: {facts['documents']:,} documents, {size}, {facts['samples']:,} samples{tokens}")
+        _print_split(split, manifest["splits"][split])
+        expected = expected_documents(options.dataset, options.data_subset, split)
+        found = manifest["splits"][split]
+        read = found["documents"] + found["filtered"] + found["duplicates"]
+        if expected is not None and options.max_docs is None and options.max_bytes is None and read != expected:
+            print(f"warning: {split} of {options.dataset} has {expected:,} documents; {read:,} were read")
     if manifest["unigram_entropy_nats"] is not None:
         print(f"unigram entropy of the train split: {manifest['unigram_entropy_nats']:.3f} nats per token")
     if manifest["tokenizer"]:
-        print(f"tokenizer: {options.out_root / 'tokenizer'} ({manifest['tokenizer']['vocab_size']:,} entries)")
-    print(f"written to {options.out_root} (data_local={options.out_root})")
+        print(f"tokenizer: {options.out_root}/tokenizer ({manifest['tokenizer']['vocab_size']:,} entries)")
+    data = "data_remote" if is_remote(options.out_root) else "data_local"
+    print(f"written to {options.out_root} ({data}={options.out_root})")
+
+
+def _print_split(split: str, facts: dict[str, Any]) -> None:
+    parts = [f"{facts['documents']:,} documents", f"{facts['text_bytes'] / 1e6:,.2f} MB", f"{facts['rows']:,} samples"]
+    if facts["tokens"]:
+        parts.append(f"{facts['tokens']:,} tokens")
+    if facts["sequences"]:
+        parts.append(f"{facts['tokens'] / facts['positions']:.2%} of the positions filled")
+    for name in ("duplicates", "filtered"):
+        if facts[name]:
+            parts.append(f"{facts[name]:,} {name} left out")
+    print(f"{split}: {', '.join(parts)}")
 
 
 if __name__ == "__main__":

@@ -1,50 +1,102 @@
-"""Documents from files: one iterator per format, chosen by the file's name."""
+"""Documents from files: one reader per format, chosen by the file's name."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, cast
 
 from anymixer.errors import UserError
 
 SEPARATORS = ("blank", "line", "file")
 _TEXT = (".txt", ".text", ".md")
-_JSON_LINES = (".jsonl", ".ndjson")
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
 _COMPRESSED = (".gz", ".xz", ".zst")
-SUPPORTED = ".txt, .jsonl (each also with .gz, .xz or .zst), .parquet"
+SUPPORTED = ".txt, .jsonl or .json with an object a line (each also with .gz, .xz or .zst), .parquet"
 
 
-def read_documents(paths: Iterable[Path], *, separator: str = "blank", column: str = "text") -> Iterator[str]:
-    """Yield the documents of files, in order; empty ones are left out.
+@dataclass
+class Meter:
+    """How far a reader has come: `position()` in bytes of the file as it lies on the disk."""
+
+    position: Callable[[], int] = int
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How documents lie in a file.
 
     Args:
         separator: what ends a document of a text file: a "blank" line, each "line", or the "file".
         column: field of JSON lines and Parquet files that holds the text.
+    """
+
+    separator: str = "blank"
+    column: str = "text"
+
+
+def read_file(
+    path: Path, form: TextFormat, *, begin: int = 0, end: int | None = None, meter: Meter | None = None
+) -> Iterator[str]:
+    """Yield the documents of a file, or of a range of its bytes, in order; empty ones are left out.
+
+    Ranges that cover a file one after the other give every document of it exactly once, wherever they begin.
+
+    Args:
+        begin, end: only for files that `is_divisible`.
+        meter: told how far reading has come.
 
     Raises:
         UserError: a file that is missing, damaged, of an unknown kind or without the column.
     """
-    for path in paths:
-        yield from (document for document in _documents(path, separator, column) if document)
+    meter = meter or Meter()
+    try:
+        if _kind(path) == ".parquet":
+            documents = _parquet(path, form.column, meter)
+        else:
+            documents = _documents(path, form, begin, end, meter)
+        yield from (document for document in documents if document)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def check_inputs(paths: Iterable[Path]) -> None:
-    """Raise UserError for a file that is missing or of an unknown kind, before anything is read."""
-    for path in paths:
-        if not path.is_file():
+def is_divisible(path: Path, form: TextFormat) -> bool:
+    """Tell whether a range of the file's bytes can be read without what is before it."""
+    return _kind(path) in _JSON_LINES + _TEXT and path.suffix.lower() not in _COMPRESSED and form.separator != "file"
+
+
+def input_files(given: Iterable[Path]) -> list[Path]:
+    """Return the files among the given files and folders, those of a folder by name.
+
+    Raises:
+        UserError: one is missing, of an unknown kind, or a folder without any of a known kind.
+    """
+    files: list[Path] = []
+    for path in map(Path.expanduser, given):
+        found = sorted(file for file in path.rglob("*") if _is_known(file)) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"--input: {path}: no file of a known kind in it; known: {SUPPORTED}")
+        if not found[0].is_file():
             raise UserError(f"--input: no such file: {path}")
-        if _kind(path) not in (*_TEXT, *_JSON_LINES, ".parquet"):
+        if not _is_known(found[0]):
             raise UserError(f"--input: {path}: unknown kind of file; known: {SUPPORTED}")
+        files += found
+    return files
 
 
 def limited(documents: Iterable[str], *, max_docs: int | None, max_bytes: int | None) -> Iterator[str]:
     """Yield documents until there are `max_docs`, or their text has `max_bytes` bytes of UTF-8."""
+    if max_docs is None and max_bytes is None:
+        yield from documents
+        return
     size = 0
     for number, document in enumerate(documents):
         if (max_docs is not None and number >= max_docs) or (max_bytes is not None and size >= max_bytes):
@@ -53,77 +105,129 @@ def limited(documents: Iterable[str], *, max_docs: int | None, max_bytes: int | 
         size += len(document.encode())
 
 
+def _is_known(path: Path) -> bool:
+    return path.is_file() and _kind(path) in (*_TEXT, *_JSON_LINES, ".parquet")
+
+
 def _kind(path: Path) -> str:
     """Return the suffix that names the format, below a compression's."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in _COMPRESSED else path.suffix.lower()
 
 
-def _documents(path: Path, separator: str, column: str) -> Iterator[str]:
-    try:
-        if _kind(path) == ".parquet":
-            yield from _parquet(path, column)
-            return
-        with _open_text(path) as lines:
-            yield from (_json_lines(lines, path, column) if _kind(path) in _JSON_LINES else _text(lines, separator))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start} of a block)") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+def _documents(path: Path, form: TextFormat, begin: int, end: int | None, meter: Meter) -> Iterator[str]:
+    with _opened(path, meter) as file:
+        if begin:
+            # Whatever the byte before the range belongs to, its line is of the range before.
+            file.seek(begin - 1)
+            begin += len(file.readline()) - 1
+        lines = _lines(file, begin)
+        if _kind(path) in _JSON_LINES:
+            yield from _json_lines(lines, path, form.column, end)
+        elif form.separator == "blank":
+            yield from _between_blank_lines(lines, end, inside=begin == 0)
+        elif form.separator == "line":
+            yield from _each_line(lines, end)
+        else:
+            yield _text([line for _, line in lines])
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
-    suffix = path.suffix.lower()
+def _opened(path: Path, meter: Meter) -> Iterator[IO[bytes]]:
+    """Open a file for its lines, decompressed."""
+    with open(path, "rb") as raw:
+        meter.position = raw.tell
+        try:
+            with _decompressed(raw, path.suffix.lower()) as file:
+                yield file
+        finally:
+            size = path.stat().st_size
+            meter.position = lambda: size
+
+
+def _decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
     if suffix == ".zst":
         import pyarrow
 
         # Arrow's reader, unlike that of the zstandard package, notices when the end of the file is missing.
-        with pyarrow.input_stream(path, compression="zstd") as file:
-            yield TextIOWrapper(file, encoding="utf-8")
-        return
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(suffix, open)
-    with opener(path, "rt", encoding="utf-8") as file:
-        yield file
+        return io.BufferedReader(cast(Any, pyarrow.input_stream(raw, compression="zstd")), 1 << 20)
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    return cast(IO[bytes], lzma.LZMAFile(raw)) if suffix == ".xz" else raw
 
 
-def _text(lines: Iterable[str], separator: str) -> Iterator[str]:
-    document: list[str] = []
-    for line in lines:
-        if separator != "file" and not line.strip():
-            yield "".join(document).strip()
-            document = []
-        elif separator == "line":
-            yield line.strip()
-        else:
-            document.append(line)
-    yield "".join(document).strip()
+def _lines(file: IO[bytes], begin: int) -> Iterator[tuple[int, bytes]]:
+    """Yield each line with the place where it begins."""
+    for line in file:
+        yield begin, line
+        begin += len(line)
 
 
-def _json_lines(lines: Iterable[str], path: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+def _between_blank_lines(lines: Iterator[tuple[int, bytes]], end: int | None, *, inside: bool) -> Iterator[str]:
+    """Yield the documents that follow a blank line that begins before `end`, or, `inside` one, the first line."""
+    document: list[bytes] = []
+    for place, line in lines:
+        if not line.isspace():
+            if inside:
+                document.append(line)
+            continue
+        yield _text(document)
+        document, inside = [], True
+        if end is not None and place >= end:
+            return
+    yield _text(document)
+
+
+def _each_line(lines: Iterator[tuple[int, bytes]], end: int | None) -> Iterator[str]:
+    for place, line in lines:
+        if end is not None and place >= end:
+            return
+        yield line.decode().strip()
+
+
+def _text(lines: list[bytes]) -> str:
+    return b"".join(lines).decode().replace("\r\n", "\n").strip()
+
+
+def _json_lines(lines: Iterator[tuple[int, bytes]], path: Path, column: str, end: int | None) -> Iterator[str]:
+    beginning = None
+    for number, (place, line) in enumerate(lines, start=1):
+        if end is not None and place >= end:
+            return
+        beginning = place if beginning is None else beginning
+        if line.isspace():
             continue
         try:
             record = json.loads(line)
+        except UnicodeDecodeError:
+            raise
         except ValueError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+            raise UserError(f"{path}: {_line(number, beginning)} is not JSON ({error})") from error
         if not isinstance(record, dict) or not isinstance(record.get(column), str):
             fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise UserError(f"{path}: line {number} has no text field '{column}' (it has: {fields}); see --text_column")
+            absent = f"has no text field '{column}' (it has: {fields}); see --text_column"
+            raise UserError(f"{path}: {_line(number, beginning)} {absent}")
         yield record[column].strip()
 
 
-def _parquet(path: Path, column: str) -> Iterator[str]:
+def _line(number: int, beginning: int) -> str:
+    return f"line {number}" + (f" from byte {beginning} on" if beginning else "")
+
+
+def _parquet(path: Path, column: str, meter: Meter) -> Iterator[str]:
     import pyarrow
     from pyarrow import parquet
 
+    size, done = path.stat().st_size, 0
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if column not in names:
                 raise UserError(f"{path}: no column '{column}' (it has: {', '.join(names)}); see --text_column")
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+            rows = max(file.metadata.num_rows, 1)
+            for batch in file.iter_batches(batch_size=1024, columns=[column], use_threads=False):
                 for value in batch.column(0).to_pylist():
                     yield str(value or "").strip()
+                done += batch.num_rows
+                meter.position = lambda place=size * done // rows: place
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error})") from error

@@ -1,148 +1,229 @@
-"""Writes the documents of one split as MDS shards: as text, or as rows of token ids."""
+"""Writes the documents of one split of one unit as MDS shards: texts, or rows of token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from streaming import MDSWriter
-    from transformers import PreTrainedTokenizerFast
+from data_prep.packing import BestFitRows, Cutting, add_document
+from data_prep.sentences import sentence_ends
+from data_prep.tokenizing import Vocabulary
 
-HASH = "xxh64"  # fast enough (GB/s) that readers can check every shard they open
+Ids = NDArray[np.unsignedinteger]
 
 
 @dataclass
-class SplitSummary:
-    """What a split holds. `token_counts` `[vocab]` counts its tokens but the special ones."""
+class SplitCounts:
+    """What a split holds.
+
+    Args:
+        documents: those written; `filtered` were too short or too long, `duplicates` came before.
+        text_bytes: UTF-8 bytes of the documents written.
+        rows: samples of the shards.
+        sequences: documents, or pieces of them, that have their own special tokens; 0 where rows have them.
+        cut: documents in several pieces.
+        tokens: ids in the rows, with special ones; `document_tokens` are those of the documents.
+        dropped_tokens: those of documents that did not fill a last row of concatenated ones.
+        positions: rows times their length.
+    """
 
     documents: int = 0
+    filtered: int = 0
+    duplicates: int = 0
     text_bytes: int = 0
-    samples: int = 0
+    rows: int = 0
+    sequences: int = 0
+    cut: int = 0
     tokens: int = 0
-    token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    document_tokens: int = 0
+    dropped_tokens: int = 0
+    positions: int = 0
+
+    def add(self, other: SplitCounts) -> None:
+        """Add the counts of another part of the split."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 class SplitWriter(Protocol):
-    """Takes the documents of a split."""
+    """Takes the documents of a split; `token_counts` `[vocab]` counts its tokens but the special ones."""
 
-    summary: SplitSummary
+    counts: SplitCounts
+    token_counts: NDArray[np.int64]
 
-    def write(self, documents: Sequence[str]) -> None:
-        """Add documents."""
+    def write(self, documents: Sequence[str], ids: Sequence[Ids]) -> None:
+        """Add documents and their ids (none for texts)."""
         ...
 
-    def finish(self) -> SplitSummary:
-        """Write what is left and the index; return the totals."""
+    def finish(self) -> None:
+        """Write what is left and the index."""
         ...
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What a sample is: `mode` "text", "concatenated", "packed" or "sequences", and the tokens of a row."""
+
+    mode: str
+    row_tokens: int | None = None
+    compression: str | None = None
+
+    def writer(self, folder: Path, vocabulary: Vocabulary | None) -> SplitWriter:
+        """Return a writer of such samples; it needs a vocabulary for all but texts."""
+        if self.row_tokens is None or vocabulary is None:
+            return TextWriter(folder, self.compression)
+        if self.mode == "concatenated":
+            return ConcatenatedWriter(folder, vocabulary, self.row_tokens, self.compression)
+        together = self.mode == "packed"
+        return PackedWriter(folder, vocabulary, self.row_tokens, self.compression, together=together)
 
 
 class TextWriter:
     """One sample a document: `{"text": str}`. The loader tokenizes, cuts and pads it (MosaicBERT's way)."""
 
-    def __init__(self, folder: Path, *, compression: str | None = None) -> None:
-        self.summary = SplitSummary()
-        self._shards = _open_shards(folder, {"text": "str"}, compression)
+    def __init__(self, folder: Path, compression: str | None = None) -> None:
+        from data_prep.shards import open_shards
 
-    def write(self, documents: Sequence[str]) -> None:
+        self.counts = SplitCounts()
+        self.token_counts = np.zeros(0, np.int64)
+        self._shards = open_shards(folder, {"text": "str"}, compression)
+
+    def write(self, documents: Sequence[str], ids: Sequence[Ids] = ()) -> None:
         """Add documents."""
         for document in documents:
             self._shards.write({"text": document})
-        _count_documents(self.summary, documents)
-        self.summary.samples += len(documents)
+        _count_documents(self.counts, documents)
+        self.counts.rows += len(documents)
 
-    def finish(self) -> SplitSummary:
-        """Write the last shard and the index; return the totals."""
+    def finish(self) -> None:
+        """Write the last shard and the index."""
         self._shards.finish()
-        return self.summary
 
 
-class TokenWriter:
+class ConcatenatedWriter:
     """Rows of exactly `length` token ids: `{"tokens": uint16 or uint32 array}`.
 
-    A row is the beginning token, `length - 2` tokens of the documents' stream, the ending token. In the
-    stream, documents follow one another, each closed by `eos`. What does not fill a last row is left out.
+    A row is the beginning token, `length - 2` tokens of the documents' stream, the ending token. In the stream,
+    documents follow one another, each closed by the ending token. What does not fill a last row is left out.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        tokenizer: PreTrainedTokenizerFast,
-        length: int,
-        *,
-        bos: Sequence[int],
-        eos: Sequence[int],
-        compression: str | None = None,
-    ) -> None:
-        self.dtype = token_dtype(len(tokenizer))
-        self.summary = SplitSummary(token_counts=np.zeros(len(tokenizer), np.int64))
-        self._backend = tokenizer.backend_tokenizer
-        self._special = tokenizer.all_special_ids
-        self._begin = np.array(bos, self.dtype)
-        self._end = np.array(eos, self.dtype)
-        self._length = length
-        self._left = np.zeros(0, self.dtype)
-        columns = {"tokens": f"ndarray:{self.dtype.__name__}:{length}"}
-        self._shards = _open_shards(folder, columns, compression)
+    def __init__(self, folder: Path, vocabulary: Vocabulary, length: int, compression: str | None = None) -> None:
+        from data_prep.shards import open_shards
 
-    def write(self, documents: Sequence[str]) -> None:
-        """Tokenize documents, in parallel on all cores, and add the rows they fill."""
+        self.counts = SplitCounts()
+        self.token_counts = np.zeros(vocabulary.size, np.int64)
+        self._special = list(vocabulary.special)
+        self._begin = np.array(vocabulary.bos, vocabulary.dtype)
+        self._end = np.array(vocabulary.eos, vocabulary.dtype)
+        self._length = length
+        self._left = np.zeros(0, vocabulary.dtype)
+        self._shards = open_shards(folder, {"tokens": f"ndarray:{vocabulary.dtype.name}:{length}"}, compression)
+
+    def write(self, documents: Sequence[str], ids: Sequence[Ids]) -> None:
+        """Add documents: write the rows they fill."""
         pieces = [self._left]
-        for encoding in self._backend.encode_batch_fast(list(documents), add_special_tokens=False):
-            pieces += [np.array(encoding.ids, self.dtype), self._end]
+        for document in ids:
+            pieces += [document, self._end]
         stream = np.concatenate(pieces)
         body = self._length - len(self._begin) - len(self._end)
         rows = len(stream) // body
         self._left = stream[rows * body :]
         for row in stream[: rows * body].reshape(rows, body):
             self._shards.write({"tokens": np.concatenate([self._begin, row, self._end])})
-        counts = np.bincount(stream[: rows * body], minlength=len(self.summary.token_counts))
+        counts = np.bincount(stream[: rows * body], minlength=len(self.token_counts))
         counts[self._special] = 0
-        _count_documents(self.summary, documents)
-        self.summary.samples += rows
-        self.summary.tokens += rows * self._length
-        self.summary.token_counts += counts
+        self.token_counts += counts
+        _count_documents(self.counts, documents)
+        self.counts.rows += rows
+        self.counts.tokens += rows * self._length
+        self.counts.positions += rows * self._length
+        self.counts.document_tokens += sum(map(len, ids))
 
-    def finish(self) -> SplitSummary:
-        """Write the last shard and the index; return the totals."""
+    def finish(self) -> None:
+        """Write the last shard and the index."""
+        self.counts.dropped_tokens = len(self._left)
         self._shards.finish()
-        return self.summary
 
 
-def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
-    """Return the smallest stored type that holds the ids of a vocabulary."""
-    return np.uint16 if vocab_size <= 2**16 else np.uint32
+class PackedWriter:
+    """Rows of whole sequences: `{"tokens": uint16 or uint32 array, "lengths": uint16 or uint32 array}`.
 
-
-def unigram_cross_entropy(counts: NDArray[np.int64], model_counts: NDArray[np.int64]) -> float:
-    """Return the nats per token of a text under the unigram model of another, smoothed by one count each.
+    A sequence is a document, or a piece of one that is longer than a row, with its own special tokens. A row
+    holds sequences one after the other, `lengths` tokens each, together no more than `length`: what is missing
+    is padding and is not stored. Rows are written as they are finished, not shuffled.
 
     Args:
-        counts: `[vocab]`, of the text predicted.
-        model_counts: `[vocab]`, of the text the model knows. The same array gives the text's own entropy,
-            but for the smoothing.
+        together: pack several sequences into a row; else each has a row of its own, in the documents' order.
     """
-    model = np.log((model_counts + 1) / (model_counts.sum() + len(model_counts)))
-    return float(-(counts * model).sum() / max(int(counts.sum()), 1))
+
+    def __init__(
+        self,
+        folder: Path,
+        vocabulary: Vocabulary,
+        length: int,
+        compression: str | None = None,
+        *,
+        together: bool = True,
+    ) -> None:
+        from data_prep.shards import PackedShards
+
+        self.counts = SplitCounts()
+        self.token_counts = np.zeros(vocabulary.size, np.int64)
+        self._special = list(vocabulary.special)
+        self._dtype = vocabulary.dtype
+        self._begin, self._end = (np.array(ids, self._dtype).tobytes() for ids in (vocabulary.bos, vocabulary.eos))
+        self._lengths_dtype = np.dtype(np.uint16 if length < 1 << 16 else np.uint32)
+        self._cutting = Cutting(length, len(vocabulary.bos) + len(vocabulary.eos))
+        # A row that may not be added to is finished with its first piece.
+        smallest = self._cutting.special_tokens + 1 if together else length
+        self._rows: BestFitRows[bytes] = BestFitRows(length, smallest=smallest)
+        self._sentence_ends = sentence_ends(vocabulary.tokenizer)
+        self._shards = PackedShards(folder, self._dtype, self._lengths_dtype, compression)
+
+    def write(self, documents: Sequence[str], ids: Sequence[Ids]) -> None:
+        """Add documents: write the rows they finish."""
+        for document in ids:
+            self._add(document)
+        counts = np.bincount(np.concatenate(ids), minlength=len(self.token_counts))
+        counts[self._special] = 0
+        self.token_counts += counts
+        self.counts.document_tokens += sum(map(len, ids))
+        _count_documents(self.counts, documents)
+
+    def finish(self) -> None:
+        """Write the rows still open, the last shard and the index."""
+        for row in self._rows.finish():
+            self._write_row(row)
+        self._shards.finish()
+
+    def _add(self, ids: Ids) -> None:
+        long = len(ids) > self._cutting.longest
+        values, width = ids.tobytes(), self._dtype.itemsize
+
+        def sequence(start: int, end: int) -> bytes:
+            return b"".join((self._begin, values[start * width : end * width], self._end))
+
+        ends = self._sentence_ends.find(ids) if long else ()
+        self.counts.cut += long
+        for row in add_document(self._rows, self._cutting, sequence, len(ids), ends):
+            self._write_row(row)
+
+    def _write_row(self, sequences: list[bytes]) -> None:
+        tokens = b"".join(sequences)
+        lengths = np.array([len(sequence) // self._dtype.itemsize for sequence in sequences], self._lengths_dtype)
+        sample: dict[str, Any] = {"tokens": tokens, "lengths": lengths.tobytes()}
+        self._shards.write(sample)
+        self.counts.rows += 1
+        self.counts.sequences += len(sequences)
+        self.counts.tokens += len(tokens) // self._dtype.itemsize
+        self.counts.positions += self._cutting.row_length
 
 
-def _count_documents(summary: SplitSummary, documents: Sequence[str]) -> None:
-    summary.documents += len(documents)
-    summary.text_bytes += sum(len(document.encode()) for document in documents)
-
-
-def _open_shards(folder: Path, columns: dict[str, str], compression: str | None) -> MDSWriter:
-    from streaming import MDSWriter
-
-    options: dict[str, Any] = {
-        "out": str(folder),
-        "columns": columns,
-        "hashes": [HASH],
-        "compression": compression,
-    }
-    return MDSWriter(**options)
+def _count_documents(counts: SplitCounts, documents: Sequence[str]) -> None:
+    counts.documents += len(documents)
+    counts.text_bytes += sum(len(document.encode()) for document in documents)
