@@ -73,7 +73,7 @@ def test_missing_held_out_data_is_said(run_folder, monkeypatch, capsys):
     data = run_folder / "mds"
     data.rename(run_folder / "elsewhere")
     assert call(monkeypatch, run_folder, "--examples", 2) == 2
-    assert "--examples: the run's held-out data is not at" in capsys.readouterr().err
+    assert "the run's held-out data is not at" in capsys.readouterr().err
     (run_folder / "elsewhere").rename(data)
 
 

@@ -6,6 +6,7 @@ from rich.table import Table
 from torch import nn
 
 from anymixer.config import PretrainConfig, dump_config
+from anymixer.data import maskings
 from anymixer.models import build_model
 from anymixer.training.times import parse_time
 
@@ -77,5 +78,5 @@ def token_budget(config: PretrainConfig) -> str:
     if unit == "ep":
         return f"{start}, {value:g} passes over the data"
     steps = {"ba": value, "sp": value / config.global_train_batch_size, "tok": value / per_step}[unit]
-    masked = config.train_loader.dataset.mlm_probability
-    return f"{start}, {steps:,.0f} steps, {steps * per_step / 1e9:,.3f} billion tokens, {masked:.0%} of them masked"
+    share = maskings.parse(config.masking, "masking")[1].chosen_share(config.mlm_probability)
+    return f"{start}, {steps:,.0f} steps, {steps * per_step / 1e9:,.3f} billion tokens, {share:.0%} of them predicted"

@@ -64,26 +64,28 @@ def _guesses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Te
 
 def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, count: int) -> list[tuple[Tensor, str]]:
     """Spans of held-out text [1, length] with one whole word of letters masked, and that word."""
-    if not count:
-        return []
-    source = config.eval_loader.dataset
-    if source.local is None or not (Path(source.local) / str(source.split)).is_dir():
-        raise UserError(
-            f"--examples: the run's held-out data is not at {source.local}; write texts with a mask instead"
-        )
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from streaming import LocalDataset
-
-    dataset = LocalDataset(source.local, split=source.split)
     spans = []
-    for row in range(0, len(dataset), max(1, len(dataset) // count)):
-        sample = dataset[row]
-        ids = (sample["tokens"].tolist() if "tokens" in sample else tokenizer.encode(sample["text"]))[:SPAN]
+    for row in held_out_rows(config, tokenizer, count) if count else []:
+        ids = row[:SPAN]
         words = [str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in ids]
         if place := _maskable(words):
             ids[place] = tokenizer.vocab[str(tokenizer.mask_token)]
             spans.append((torch.tensor([ids]), words[place]))
-    return spans[:count]
+    return spans
+
+
+def held_out_rows(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, count: int) -> list[list[int]]:
+    """The ids of `count` rows, spread evenly over the run's own held-out data; UserError when that is gone."""
+    source = config.eval_loader.dataset
+    if source.local is None or not (Path(source.local) / str(source.split)).is_dir():
+        raise UserError(f"the run's held-out data is not at {source.local}; give texts of your own")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from streaming import LocalDataset
+
+    dataset = LocalDataset(source.local, split=source.split)
+    places = range(0, len(dataset), max(1, len(dataset) // count))[:count]
+    samples = (dataset[place] for place in places)
+    return [s["tokens"].tolist() if "tokens" in s else tokenizer.encode(s["text"]) for s in samples]
 
 
 def _maskable(tokens: list[str]) -> int | None:

@@ -3,26 +3,34 @@
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anymixer.config import PretrainConfig, dump_config
-from anymixer.data import build_loader, check_data, load_tokenizer, read_manifest
+from anymixer.data import build_eval_loaders, build_loader, check_data, load_tokenizer, read_manifest
 from anymixer.errors import UserError
 from anymixer.files import write_text_atomic
+from anymixer.mixers.plugins import absolute_modules, module_files
 from anymixer.models import build_model
+from anymixer.training.run_metrics import evaluation, summarize
 
 if TYPE_CHECKING:
     from composer import Trainer
     from rich.table import Table
     from transformers import PreTrainedTokenizerFast
 
+    from anymixer.training.run_record import RunRecord
+
 CONFIG_NAME = "config.yaml"
 TOKENIZER_NAME = "tokenizer"
 SUMMARY_NAME = "summary.json"
+# Keys that change what a run prints and nothing that it computes.
+DISPLAY_KEYS = ("progress_bar", "log_to_console", "console_log_interval", "python_log_level")
 
 
 def check_run(config: PretrainConfig) -> "PreTrainedTokenizerFast":
@@ -43,11 +51,9 @@ def check_run(config: PretrainConfig) -> "PreTrainedTokenizerFast":
             f"model.model_config.vocab_size: {vocab_size} is smaller than the {len(tokenizer)} tokens of "
             f"{config.tokenizer_name}; set it to {-(-len(tokenizer) // 8) * 8}"
         )
-    limit = config.model.max_positions()
-    if limit is not None and config.max_seq_len > limit:
-        raise UserError(
-            f"max_seq_len: {config.max_seq_len} is longer than model.model_config.max_position_embeddings = {limit}"
-        )
+    for key, limit in config.model.row_limits().items():
+        if config.max_seq_len > limit:
+            raise UserError(f"max_seq_len: {config.max_seq_len} is longer than {key} = {limit}")
     return tokenizer
 
 
@@ -56,32 +62,50 @@ def pretrain(config: PretrainConfig) -> None:
     tokenizer = check_run(config)
     # Composer takes seconds to import, so mistakes are found first.
     from anymixer.training.launch import save_folder
+    from anymixer.training.run_record import RunRecord
     from anymixer.training.trainer import fit
 
-    trainer = _build_trainer(config, tokenizer)
-    folder = save_folder(config)
+    folder, digest = save_folder(config), config_digest(config)
+    record = RunRecord(folder)
+    trainer = _build_trainer(config, tokenizer, record)
     if folder is not None:
         _save_beside_checkpoints(config, tokenizer, folder)
     with _closing(trainer, config, folder):
-        before = None
         if config.eval_first and trainer.state.timestamp.batch == 0:
-            before = _evaluate(trainer, config)
+            _evaluate(trainer, config)
         # So that what is there after training is no earlier evaluation's.
         trainer.state.eval_metric_values = {}
         fit(trainer)
         after = _latest_metrics(trainer) or _evaluate(trainer, config)
-    total = (trainer.state.total_loss_dict or {}).get("loss/train/total")
     results = {
         "steps": int(trainer.state.timestamp.batch),
-        "train_loss": None if total is None else float(total),
-        "before": before,
+        "before": evaluation(record.lines, 0) if config.eval_first else None,
         "after": after,
         "unigram_entropy_nats": _unigram_entropy(config),
+        "parameters": sum(p.numel() for p in trainer.state.model.parameters()),
+        **summarize(record.lines),
+        "config_sha256": digest,
     }
     _report(config, results, folder)
 
 
-def _build_trainer(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> "Trainer":
+def saved_config(config: PretrainConfig) -> PretrainConfig:
+    """The configuration as the run's folder keeps it: with the files of the user's own mixers as absolute paths."""
+    model = dataclasses.replace(config.model, mixer=absolute_modules(config.model.mixer))
+    return dataclasses.replace(config, model=model)
+
+
+def config_digest(config: PretrainConfig) -> str:
+    """SHA-256 over the configuration, less DISPLAY_KEYS, and the files of the user's own mixers: results that carry
+    it belong to this configuration."""
+    display = {key: getattr(type(config), key) for key in DISPLAY_KEYS}
+    digest = hashlib.sha256(dump_config(dataclasses.replace(saved_config(config), **display)).encode())
+    for file in module_files(config.model.mixer):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _build_trainer(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast", record: "RunRecord") -> "Trainer":
     """Model, loaders and Trainer of this rank."""
     from composer.utils import reproducibility
 
@@ -95,14 +119,13 @@ def _build_trainer(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast")
     reproducibility.seed_all(config.seed)
     model = build_model(config.model)
     say(f"{config.run_name}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    size, eval_size = plan.device_train_batch_size, plan.device_eval_batch_size
     loaders = (
-        build_loader(loader, tokenizer, device_batch_size=size, seed=config.seed, train=train)
-        for loader, size, train in (
-            (config.train_loader, plan.device_train_batch_size, True),
-            (config.eval_loader, plan.device_eval_batch_size, False),
-        )
+        build_loader(config.train_loader, tokenizer, device_batch_size=size, seed=config.seed, train=True),
+        build_eval_loaders(config.eval_loader, tokenizer, device_batch_size=eval_size, seed=config.seed),
     )
-    return build_trainer(config, model, tokenizer, *loaders, hparams=dataclasses.asdict(config))
+    hparams = dataclasses.asdict(config)
+    return build_trainer(config, model, tokenizer, *loaders, extra_callbacks=[record], hparams=hparams)
 
 
 @contextlib.contextmanager
@@ -136,7 +159,7 @@ def _save_beside_checkpoints(config: PretrainConfig, tokenizer: "PreTrainedToken
     from composer.utils import dist
 
     if dist.get_global_rank() == 0:
-        write_text_atomic(folder / CONFIG_NAME, dump_config(config))
+        write_text_atomic(folder / CONFIG_NAME, dump_config(saved_config(config)))
         tokenizer.save_pretrained(str(folder / TOKENIZER_NAME))
     dist.barrier()
 
@@ -151,16 +174,15 @@ def _interrupted(trainer: "Trainer", config: PretrainConfig, folder: Path | None
     return f"interrupted at step {step}; start the same command again to continue from the last checkpoint in {folder}"
 
 
-def _evaluate(trainer: "Trainer", config: PretrainConfig) -> dict[str, float]:
+def _evaluate(trainer: "Trainer", config: PretrainConfig) -> dict[str, Any]:
     trainer.eval(subset_num_batches=config.eval_subset_num_batches)
     return _latest_metrics(trainer)
 
 
-def _latest_metrics(trainer: "Trainer") -> dict[str, float]:
-    """Loss (nats per masked token) and accuracy of the last evaluation; empty when there was none."""
-    names = {"LanguageCrossEntropy": "loss", "MaskedAccuracy": "accuracy"}
-    values: dict[str, Any] = trainer.state.eval_metric_values
-    return {ours: float(values[theirs]) for theirs, ours in names.items() if theirs in values}
+def _latest_metrics(trainer: "Trainer") -> dict[str, Any]:
+    from anymixer.training.evaluation import latest_evaluation
+
+    return latest_evaluation(trainer.state)
 
 
 def _report(config: PretrainConfig, results: dict[str, Any], folder: Path | None) -> None:
@@ -186,8 +208,12 @@ def _results_table(config: PretrainConfig, results: dict[str, Any]) -> "Table":
         table.add_column(column, justify="right" if column else "left")
     columns = [before, after] if before else [after]
     blank = [""] * (len(columns) - 1)
-    table.add_row("masked-LM loss (nats)", *(f"{m['loss']:.3f}" for m in columns))
-    table.add_row("masked-LM accuracy", *(f"{m['accuracy']:.1%}" for m in columns))
+    causal = config.model.name == "causal_lm"
+    task = "next-token" if causal else "masked-LM"
+    table.add_row(f"{task} loss (nats)", *(f"{m['loss']:.3f}" for m in columns))
+    if causal:
+        table.add_row("perplexity", *(f"{math.exp(m['loss']):,.1f}" for m in columns))
+    table.add_row(f"{task} accuracy", *(f"{m['accuracy']:.1%}" for m in columns))
     if entropy is not None:
         table.add_row("unigram entropy (nats)", *blank, f"{entropy:.3f}")
         if after["loss"] < entropy:

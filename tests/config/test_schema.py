@@ -158,6 +158,26 @@ def test_mistakes_are_told_in_one_line_with_file_and_key(tmp_path, text, overrid
     assert failure(tmp_path, text, *filter(None, [override])).startswith(message)
 
 
+CAUSAL = "model: {name: causal_lm, mixer: attention}\n"
+
+
+def test_a_causal_model_predicts_every_next_token(tmp_path):
+    config = load(tmp_path, CAUSAL)
+    assert config.train_loader.dataset.masking == config.eval_loader.dataset.masking == "causal_lm"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CAUSAL + "masking: bert\n", "masking: 'bert' does not fit model.name: causal_lm; choose causal_lm"),
+        ("masking: causal_lm\n", "masking: 'causal_lm' does not fit model.name: mixer_bert; choose another"),
+        ("model: {name: causal_lm, mixer: hydra}\n", "model.mixer.name: 'hydra' lets tokens see later ones"),
+    ],
+)
+def test_objective_and_model_must_fit(tmp_path, text, message):
+    assert message in failure(tmp_path, text)
+
+
 def test_tokenizer_name_has_no_default(tmp_path):
     path = tmp_path / "bare.yaml"
     path.write_text("seed: 1\n")

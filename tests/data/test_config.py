@@ -52,6 +52,10 @@ def test_roles_fill_what_is_unset():
         (LoaderConfig(num_workers=-1), r"k\.num_workers"),
         (LoaderConfig(dataset=DatasetConfig(shuffle_algo="py1")), r"k\.dataset\.shuffle_algo.*did you mean"),
         (LoaderConfig(dataset=DatasetConfig(mlm_probability=30.0)), r"k\.dataset\.mlm_probability"),
+        (LoaderConfig(dataset=DatasetConfig(masking="spans")), r"k\.dataset\.masking\.name: unknown masking 'spans'"),
+        (LoaderConfig(dataset=DatasetConfig(masking={"name": "span", "mean_length": 1.0})), r"masking\.mean_length"),
+        (LoaderConfig(dataset=DatasetConfig(download_retry=0)), r"k\.dataset\.download_retry: 0 is below 1"),
+        (LoaderConfig(bucket_batches=-1), r"k\.bucket_batches"),
         (LoaderConfig(dataset=DatasetConfig(max_seq_len=0)), r"k\.dataset\.max_seq_len"),
         (LoaderConfig(dataset=DatasetConfig(eos_token_id=1, bos_token_id=2)), "not both"),
         (

@@ -114,10 +114,15 @@ def write_shards(folder: Path, rows: int = 40) -> str:
 def streaming_spec(folder: str, batch_size: int) -> DataSpec:
     """Shuffled rows of MDS shards through a StreamingDataset, which resumes in mid-epoch by itself."""
     from streaming import StreamingDataLoader, StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
 
-    clean_stale_shared_memory()
-    dataset = StreamingDataset(local=folder, batch_size=batch_size, shuffle=True, shuffle_seed=5, num_canonical_nodes=1)
+    from anymixer.data.shared_memory import claim, starting_alone
+
+    leader = dist.get_local_rank() == 0
+    with starting_alone(leader=leader):
+        options = {"shuffle": True, "shuffle_seed": 5, "num_canonical_nodes": 1}
+        dataset = StreamingDataset(local=folder, batch_size=batch_size, **options)
+        if leader:
+            claim(dataset._shm_prefix_int)  # so that the next run removes what this one leaves when it is killed
     return DataSpec(StreamingDataLoader(dataset, batch_size=batch_size), get_num_tokens_in_batch=count_tokens)
 
 

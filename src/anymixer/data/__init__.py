@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from anymixer.data.checks import check_data
 from anymixer.data.config import DatasetConfig, LoaderConfig, StreamConfig
-from anymixer.data.loader import build_loader
-from anymixer.data.masking import mask_tokens, sequence_ids
+from anymixer.data.loader import build_eval_loaders, build_loader
+from anymixer.data.masking import maskings
 from anymixer.data.shards import read_manifest
 from anymixer.data.tokenization import load_tokenizer, tokenizer_fingerprint, wordpiece_tokenizer
 
@@ -19,12 +19,12 @@ __all__ = [
     "LoaderConfig",
     "StreamConfig",
     "TextDataset",
+    "build_eval_loaders",
     "build_loader",
     "check_data",
     "load_tokenizer",
-    "mask_tokens",
+    "maskings",
     "read_manifest",
-    "sequence_ids",
     "tokenizer_fingerprint",
     "wordpiece_tokenizer",
 ]

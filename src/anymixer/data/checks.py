@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anymixer.data.config import LoaderConfig, StreamConfig
-from anymixer.data.shards import INDEX_NAME, Shard, check_files, read_index, read_manifest
+from anymixer.data.shards import INDEX_NAME, Shard, check_files, is_packed, read_index, read_manifest
 from anymixer.data.tokenization import tokenizer_fingerprint
 from anymixer.errors import UserError
 
@@ -33,7 +33,8 @@ def check_data(config: LoaderConfig, key: str, tokenizer: PreTrainedTokenizerFas
     for name, source in sources.items():
         shards = _check_source(source, f"{key}.dataset{name}")
         if shards is not None:
-            _check_columns(shards, source, f"{key}.dataset", config.dataset.max_seq_len)
+            _check_columns(shards, source)
+            _check_row_length(shards, source, f"{key}.dataset", config.dataset.max_seq_len)
             _check_hash_name(shards, source.validate_hash or config.dataset.validate_hash, f"{key}.dataset")
             if tokenizer is not None:
                 _check_tokenizer(str(source.local), shards, tokenizer)
@@ -48,12 +49,12 @@ def _check_source(source: StreamConfig, key: str) -> list[Shard] | None:
         raise UserError(f"{key}.local: not set; set data_local to {what}")
     folder = Path(source.local).expanduser() / (source.split or "")
     if source.remote is not None:
-        if not (folder / INDEX_NAME).is_file():
-            return None
-    elif not folder.is_dir():
+        # What is missing or cut will be fetched: `CheckedStream` sees to it.
+        return read_index(folder) if (folder / INDEX_NAME).is_file() else None
+    if not folder.is_dir():
         raise UserError(f"{folder}: no such data folder ({key}.local, data_local); {_how_to_make(source.local)}")
     shards = read_index(folder)
-    check_files(shards, downloadable=source.remote is not None)
+    check_files(shards)
     return shards
 
 
@@ -64,21 +65,29 @@ def _how_to_make(out_root: str) -> str:
     )
 
 
-def _check_columns(shards: list[Shard], source: StreamConfig, key: str, max_seq_len: int | None) -> None:
+def _check_columns(shards: list[Shard], source: StreamConfig) -> None:
     columns = shards[0].columns
-    if "text" in columns:
-        return
-    if "tokens" not in columns:
+    if "text" not in columns and "tokens" not in columns:
         names = ", ".join(columns)
         raise UserError(f"{source.local}/{source.split}: columns {names}; need 'text' or 'tokens'")
-    encoding = columns["tokens"].split(":")
-    if encoding[0] != "ndarray" or len(encoding) < 3:  # rows of unknown length: the dataset checks each
-        return
-    length = int(encoding[2])
-    if max_seq_len is not None and length != max_seq_len:
+
+
+def _check_row_length(shards: list[Shard], source: StreamConfig, key: str, max_seq_len: int | None) -> None:
+    """Rows of another length would be refused one by one, or be padded for nothing."""
+    columns = shards[0].columns
+    length, flag = None, "--concat_tokens"
+    if "lengths" in columns:
+        manifest = read_manifest(Path(str(source.local)).expanduser()) or {}
+        length = manifest.get("max_seq_len")
+        flag = "--pack_tokens" if is_packed(shards[0], manifest) else "--sequence_tokens"
+    elif "tokens" in columns:
+        encoding = columns["tokens"].split(":")
+        # Rows of unknown length are checked one by one as they are read.
+        length = int(encoding[2]) if encoding[0] == "ndarray" and len(encoding) == 3 else None
+    if None not in (length, max_seq_len) and length != max_seq_len:
         raise UserError(
             f"{key}.max_seq_len: the rows in {source.local} hold {length} tokens, not {max_seq_len}; "
-            f"set max_seq_len={length} or convert again with --concat_tokens {max_seq_len}"
+            f"set max_seq_len={length} or convert again with {flag} {max_seq_len}"
         )
 
 

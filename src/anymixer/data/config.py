@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from anymixer.data.masking import maskings
 from anymixer.errors import UserError, suggest
 
 # Streaming's names; a test compares them with the installed version's own tables.
 SHUFFLE_ALGOS = ("naive", "py1br", "py1e", "py1s", "py2s")
 PARTITION_ALGOS = ("orig", "relaxed")
+
+_COUNTS = ("max_seq_len", "num_canonical_nodes", "predownload", "download_retry", "shuffle_block_size")
 
 # Keys of older streaming versions: refused by name, with what replaces them.
 RENAMED_DATASET = {
@@ -54,15 +57,22 @@ class DatasetConfig:
     max_seq_len: int | None = None
     shuffle: bool | None = None  # None: training only
     mlm_probability: float | None = None  # None: 0.30 in training, 0.15 in evaluation
+    # A name of `masking.maskings`, or a mapping of it and its options: {name: span, mean_length: 3.8}.
+    masking: Any = "bert"
     tokenizer_name: str | None = None  # accepted for old files: there is one tokenizer, the top-level one
-    shuffle_algo: str = "py1s"
+    # None: by the number of rows: "naive", a permutation of all, or, where that would need too many shards at
+    # once, "py1s": shards in random order on every path (see num_canonical_nodes), rows in random order in each.
+    shuffle_algo: str | None = None
     shuffle_seed: int = 9176
-    # Independent paths through the data. None: 64 per node when shuffling and the data is large enough for
-    # it, else 1 per node, which is the only value that never repeats a sample to fill up a path.
+    shuffle_block_size: int | None = None  # samples that py1e and py1br mix; None: streaming's own
+    # Independent paths through the data. None: 64 when shuffling and the data is large enough for it, else 1,
+    # which is the only value that never repeats a sample to fill up a path. The order of the samples depends on
+    # it and not on the number of machines; that number must divide it, or be a multiple of it.
     num_canonical_nodes: int | None = None
     predownload: int | None = None  # samples; None: 8 batches
     partition_algo: str = "orig"
-    download_retry: int = 2
+    # Attempts to fetch a file, with growing pauses; and as many to fetch a shard again that came damaged.
+    download_retry: int = 4
     download_timeout: float = 60.0  # seconds
     # Checked when a shard is first opened. "auto": the hash its index records; null: sizes only.
     validate_hash: str | None = "auto"
@@ -86,6 +96,8 @@ class LoaderConfig:
     prefetch_factor: int = 2  # batches per worker
     persistent_workers: bool = True
     timeout: float = 0.0  # seconds to wait for a worker; 0: for ever
+    # Evaluation: sort the rows of this many batches by length and cut each batch to its longest. 0: do not.
+    bucket_batches: int = 0
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
     def resolved(self, *, train: bool) -> LoaderConfig:
@@ -103,7 +115,7 @@ class LoaderConfig:
         """Raise UserError for an impossible value; `key` is this loader's name in the file."""
         if self.name != "text":
             raise UserError(f"{key}.name: unknown loader '{self.name}'{suggest(self.name, ['text'])}; known: text")
-        for name, lowest in (("num_workers", 0), ("prefetch_factor", 1), ("timeout", 0)):
+        for name, lowest in (("num_workers", 0), ("prefetch_factor", 1), ("timeout", 0), ("bucket_batches", 0)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{key}.{name}: {getattr(self, name)} is below {lowest}")
         _validate_dataset(self.dataset, f"{key}.dataset")
@@ -128,18 +140,24 @@ def _validate_dataset(config: DatasetConfig, key: str) -> None:
     probability = config.mlm_probability
     if probability is not None and not 0 < probability < 1:
         raise UserError(f"{key}.mlm_probability: {probability} is not between 0 and 1")
+    _, options = maskings.parse(config.masking, f"{key}.masking")
+    options.validate(f"{key}.masking", 0.30 if probability is None else probability)
     if config.eos_token_id is not None and config.bos_token_id is not None:
         raise UserError(f"{key}: set eos_token_id or bos_token_id, not both")
     for name, known in (("shuffle_algo", SHUFFLE_ALGOS), ("partition_algo", PARTITION_ALGOS)):
         value = getattr(config, name)
-        if value not in known:
+        if value is not None and value not in known:
             raise UserError(f"{key}.{name}: unknown '{value}'{suggest(value, known)}; known: {', '.join(known)}")
-    for name in ("max_seq_len", "num_canonical_nodes", "predownload", "shuffle_seed", "download_retry"):
-        value, lowest = getattr(config, name), 0 if name in ("shuffle_seed", "download_retry") else 1
+    for name in (*_COUNTS, "shuffle_seed"):
+        value, lowest = getattr(config, name), 1 if name in _COUNTS else 0
         if value is not None and value < lowest:
             raise UserError(f"{key}.{name}: {value} is below {lowest}")
     if config.download_timeout <= 0:
         raise UserError(f"{key}.download_timeout: {config.download_timeout} is not a positive number of seconds")
+    _validate_streams(config, key)
+
+
+def _validate_streams(config: DatasetConfig, key: str) -> None:
     streams = config.streams or {}
     for name, stream in streams.items():
         weights = [weight for weight in ("proportion", "repeat", "choose") if getattr(stream, weight) is not None]

@@ -30,14 +30,14 @@ class ShardFile:
         found = self.path.stat().st_size
         if found != self.bytes:
             what = "is empty" if found == 0 else "is truncated" if found < self.bytes else "is too long"
-            raise UserError(f"{self.path}: the shard {what} ({found} bytes, {INDEX_NAME} says {self.bytes}); {_REDO}")
+            raise UserError(f"{self.path}: the shard {what} ({found} bytes, {INDEX_NAME} says {self.bytes}); {REDO}")
 
     def check_hash(self, algorithm: str) -> None:
         """Raise UserError unless the file's contents have the hash the index gives."""
         from streaming.base.hashing import get_hash
 
         if get_hash(algorithm, self.path.read_bytes()) != self.hashes[algorithm]:
-            raise UserError(f"{self.path}: the shard is damaged ({algorithm} differs from {INDEX_NAME}); {_REDO}")
+            raise UserError(f"{self.path}: the shard is damaged ({algorithm} differs from {INDEX_NAME}); {REDO}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Shard:
     zipped: ShardFile | None
 
 
-_REDO = "copy it again or convert the data again"
+REDO = "copy it again or convert the data again"
 
 
 def read_index(folder: Path) -> list[Shard]:
@@ -66,25 +66,33 @@ def read_index(folder: Path) -> list[Shard]:
         entries: list[dict[str, Any]] = json.loads(path.read_text())["shards"]
         shards = [_shard(folder, entry) for entry in entries]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as an index of MDS shards; {_REDO}") from error
+        raise UserError(f"{path}: cannot be read as an index of MDS shards; {REDO}") from error
     if not sum(shard.samples for shard in shards):
         raise UserError(f"{folder}: the split is empty (no samples)")
     return shards
 
 
-def check_files(shards: list[Shard], *, downloadable: bool) -> None:
+def check_files(shards: list[Shard]) -> None:
     """Raise UserError for a shard file that is missing or has another size than the index says.
 
-    A missing file of a split with a remote (`downloadable`) is not an error: streaming fetches it.
+    Of a compressed shard, either form will do.
     """
     for shard in shards:
-        for form in (shard.raw, shard.zipped):
-            if form is not None and form.path.is_file():
-                form.check_size()
-        # Without a remote, streaming decompresses from the compressed form and needs that one.
-        needed = shard.zipped or shard.raw
-        if not downloadable and not needed.path.is_file():
-            raise UserError(f"{needed.path}: the shard is missing; {_REDO}")
+        present = [form for form in (shard.raw, shard.zipped) if form is not None and form.path.is_file()]
+        for form in present:
+            form.check_size()
+        if not present:
+            raise UserError(f"{(shard.zipped or shard.raw).path}: the shard is missing; {REDO}")
+
+
+def is_packed(shard: Shard, manifest: dict[str, Any] | None) -> bool:
+    """Return whether the rows of a shard hold several sequences each, with their lengths.
+
+    A `lengths` column of one number a row is a document a row, cut and pre-tokenized.
+    """
+    encoding = shard.columns.get("lengths")
+    mode = (manifest or {}).get("mode", "packed")
+    return encoding is not None and encoding.split(":")[2:] != ["1"] and mode == "packed"
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -99,7 +107,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read; {_REDO}") from error
+        raise UserError(f"{path}: cannot be read; {REDO}") from error
 
 
 def _shard(folder: Path, entry: dict[str, Any]) -> Shard:

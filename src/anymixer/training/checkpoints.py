@@ -8,10 +8,12 @@ right before a Trainer exists. It renames and re-links, and deletes nothing.
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from anymixer.errors import UserError
+from anymixer.models.checkpoint_weights import RefusedCheckpoint
 
 LATEST = "latest-rank0.pt"
 # Composer's default names: a file written by rank 0, or a folder of shards written by all ranks.
@@ -45,8 +47,11 @@ def recover(folder: Path, *, sharded: bool = False) -> Recovery:
         sharded: whether this run writes folders of shards (FSDP2 with `state_dict_type: sharded`).
 
     Raises:
-        UserError: the newest whole checkpoint is of the other kind, which this run could not load.
+        UserError: the newest whole checkpoint is of the other kind, which this run could not load, or holds more than
+            tensors and harmless types (RefusedCheckpoint).
     """
+    from anymixer.training.checkpoint_guard import check_harmless
+
     set_aside = []
     for path in reversed(list_checkpoints(folder)):
         if not is_whole(path):
@@ -54,6 +59,7 @@ def recover(folder: Path, *, sharded: bool = False) -> Recovery:
             continue
         if path.is_dir() != sharded:
             raise UserError(f"autoresume: {_wrong_kind(path)}")
+        check_harmless(path, "autoresume")
         _point_latest_to(path)
         return Recovery(path, set_aside)
     return Recovery(None, set_aside)
@@ -63,12 +69,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of `folder`, files and folders of shards, from the oldest to the newest."""
     if not folder.is_dir():
         return []
+    paths = {path.name: path for path in folder.iterdir() if not path.is_symlink()}
+    return [paths[name] for name in checkpoint_names(paths)]
+
+
+def checkpoint_names(names: Iterable[str]) -> list[str]:
+    """Of the names in a folder, return those of checkpoints, from the oldest to the newest."""
     found = []
-    for path in folder.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match is not None and not path.is_symlink():
-            found.append((int(match["batch"]), int(match["epoch"]), path.name, path))
-    return [path for *_, path in sorted(found)]
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match is not None:
+            found.append((int(match["batch"]), int(match["epoch"]), name))
+    return [name for *_, name in sorted(found)]
 
 
 def is_whole(path: Path) -> bool:
@@ -77,10 +89,13 @@ def is_whole(path: Path) -> bool:
 
 
 def check_load_path(text: str, *, sharded: bool = False) -> None:
-    """Raise UserError, naming `load_path`, when that checkpoint is missing, broken or of the wrong kind.
+    """Raise UserError, naming `load_path`, for one that is missing, broken, of the wrong kind, or would run code.
 
-    URIs of object stores (s3://...) are left to Composer.
+    Of URIs of object stores (s3://...) only the name is checked here, the rest when Composer has fetched them.
     """
+    from anymixer.training.checkpoint_guard import check_harmless, check_name
+
+    check_name(text, "load_path")
     if "://" in text:
         return
     path = Path(text.format(rank=0, local_rank=0, node_rank=0))
@@ -90,6 +105,7 @@ def check_load_path(text: str, *, sharded: bool = False) -> None:
         raise UserError(f"load_path: {_wrong_kind(path)}")
     if not is_whole(path):
         raise UserError(f"load_path: {path} is no whole checkpoint (truncated or damaged); name an older one")
+    check_harmless(path, "load_path")
 
 
 def _file_is_whole(path: Path) -> bool:
@@ -103,12 +119,14 @@ def _file_is_whole(path: Path) -> bool:
 
 
 def _shards_are_whole(path: Path) -> bool:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from anymixer.models.checkpoint_shards import read_index
 
-    # The metadata is renamed into place after all ranks have written their shards.
+    # The index is renamed into place after all ranks have written their shards.
     try:
-        metadata = FileSystemReader(path).read_metadata()
-    except Exception:  # an unreadable pickle may raise anything; whatever it raises, it is not whole
+        metadata = read_index(path, "checkpoint")
+    except RefusedCheckpoint:
+        raise
+    except UserError:
         return False
     ends: dict[str, int] = {}
     for shard in (metadata.storage_data or {}).values():

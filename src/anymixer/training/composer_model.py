@@ -42,8 +42,8 @@ class MixerComposerModel(HuggingFaceModel):
         """Run the model on the keys of the batch that it takes."""
         if "sequence_id" in batch and "sequence_id" not in self.model_forward_args:
             raise UserError(
-                "train_loader.dataset: packed rows (eos_token_id or bos_token_id is set) need a model that "
-                f"keeps their sequences apart, which {type(self.model).__name__} does not; "
+                "train_loader.dataset: packed rows (of the data, or because eos_token_id or bos_token_id is set) need "
+                f"a model that keeps their sequences apart, which {type(self.model).__name__} does not; "
                 "use model.name=mixer_bert"
             )
         return super().forward(batch)

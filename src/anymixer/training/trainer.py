@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from composer import Trainer
-from composer.core import Callback, DataSpec
+from composer.core import Callback, DataSpec, Evaluator
+from composer.models import HuggingFaceModel
 from composer.utils import dist
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from anymixer.errors import UserError
+from anymixer.models.checkpoint_weights import RefusedCheckpoint
+from anymixer.training import checkpoint_guard
 from anymixer.training.algorithms import ALGORITHMS
 from anymixer.training.callbacks import CALLBACKS
 from anymixer.training.checkpoints import check_load_path, recover
@@ -32,10 +35,10 @@ from anymixer.training.trainer_config import TrainerConfig
 
 def build_trainer(
     config: TrainerConfig,
-    model: PreTrainedModel,
+    model: PreTrainedModel | HuggingFaceModel,
     tokenizer: PreTrainedTokenizerFast | None,
     train_spec: DataSpec,
-    eval_spec: DataSpec | None = None,
+    eval_spec: DataSpec | Mapping[str, DataSpec] | None = None,
     *,
     extra_callbacks: Sequence[Callback] = (),
     hparams: Mapping[str, Any] | None = None,
@@ -47,10 +50,12 @@ def build_trainer(
 
     Args:
         config: a validated configuration.
-        model: the model, on the CPU, the same on every rank.
+        model: the model, on the CPU, the same on every rank: a masked language model, or one that is wrapped for
+            Composer already.
         tokenizer: stored in every checkpoint.
         train_spec: batches of `LaunchPlan.device_train_batch_size` sequences for this rank.
-        eval_spec: batches of `LaunchPlan.device_eval_batch_size`, or None to not evaluate.
+        eval_spec: batches of `LaunchPlan.device_eval_batch_size`, or several by name, each with metrics of its
+            own (`metrics/NAME/...`), or None to not evaluate.
         extra_callbacks: run beside those that the configuration names.
         hparams: the whole resolved configuration as plain data, kept in every checkpoint.
 
@@ -66,12 +71,12 @@ def build_trainer(
         *CALLBACKS.build(config.callbacks),
         *extra_callbacks,
     ]
-    wrapped = MixerComposerModel(model, tokenizer)
+    wrapped = model if isinstance(model, HuggingFaceModel) else MixerComposerModel(model, tokenizer)
     triton = plan.device == "gpu" and not config.parallelism_config
     kwargs = {
         "model": wrapped,
         "train_dataloader": train_spec,
-        "eval_dataloader": eval_spec,
+        "eval_dataloader": _evaluators(eval_spec),
         "optimizers": build_optimizer(config.optimizer, wrapped, triton=triton),
         "schedulers": build_scheduler(config.scheduler),
         "algorithms": ALGORITHMS.build(config.algorithms),
@@ -85,6 +90,7 @@ def build_trainer(
         "spin_dataloaders": not hasattr(getattr(train_spec.dataloader, "dataset", None), "load_state_dict"),
     }
     _prepare_checkpoints(config)
+    checkpoint_guard.install()
     return _construct(config, kwargs)
 
 
@@ -104,6 +110,12 @@ def fit(trainer: Trainer) -> bool:
     except FileExistsError as error:
         raise UserError(f"save_folder: {error}") from error
     return True
+
+
+def _evaluators(spec: DataSpec | Mapping[str, DataSpec] | None) -> Any:
+    if isinstance(spec, Mapping):
+        return [Evaluator(label=label, dataloader=one) for label, one in spec.items()]
+    return spec
 
 
 def _duration_kwargs(config: TrainerConfig, *, evaluates: bool) -> dict[str, Any]:
@@ -170,12 +182,21 @@ def _prepare_checkpoints(config: TrainerConfig) -> None:
 
 
 def _construct(config: TrainerConfig, kwargs: dict[str, Any]) -> Trainer:
+    from torch.distributed.checkpoint import CheckpointException
+
+    key = "load_path" if config.load_path else "save_folder"
     try:
         return Trainer(**kwargs)
+    except RefusedCheckpoint as error:
+        raise UserError(f"{key}: {getattr(config, key)}: {error}") from error
+    except CheckpointException as error:  # what reading shards failed with, on each rank
+        refused = [e for e, _ in error.failures.values() if isinstance(e, RefusedCheckpoint)]
+        if not refused:
+            raise
+        raise UserError(f"{key}: {getattr(config, key)}: {refused[0]}") from error
     except RuntimeError as error:
         # torch's own words for weights that do not fit the module they are loaded into
         if "loading state_dict" not in str(error):
             raise
-        key = "load_path" if config.load_path else "save_folder"
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{key}: {getattr(config, key)}: the checkpoint does not fit this model: {reason}") from error

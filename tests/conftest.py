@@ -1,0 +1,111 @@
+"""A corpus and a run that are small enough for the tests of whole programs."""
+
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["the", "a", "cat", "dog", "house", "tree", "sees", "likes", "finds", "old", "young", "red", "with"]
+RUN = """\
+run_name: {name}
+data_local: {data}
+tokenizer_name: {data}/tokenizer
+max_seq_len: 32
+model:
+  mixer: {mixer}
+  model_config: {{vocab_size: 300, hidden_size: 16, num_hidden_layers: 2, hidden_dropout_prob: 0.0}}
+optimizer: {{lr: 0.01}}
+global_train_batch_size: 8
+max_duration: 4ba
+eval_interval: 0
+save_folder: {folder}/{name}
+save_interval: 2ba
+autoresume: true
+train_loader: {{num_workers: 0}}
+eval_loader: {{num_workers: 0}}
+eval_subset_num_batches: 1
+device: cpu
+progress_bar: false
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    """Shards of 32-token rows of a few hundred short documents, with the tokenizer trained on them."""
+    from data_prep.convert import ConvertOptions, convert
+
+    folder = tmp_path_factory.mktemp("tiny_corpus")
+    g = torch.Generator().manual_seed(0)
+    rows = [torch.randint(len(WORDS), (20,), generator=g).tolist() for _ in range(300)]
+    (folder / "text.txt").write_text("\n\n".join(" ".join(WORDS[i] for i in row) + "." for row in rows))
+    out = folder / "mds"
+    options = {"input": (folder / "text.txt",), "out_root": out, "train_tokenizer": 300, "concat_tokens": 32}
+    convert(ConvertOptions(dataset="text", val_fraction=0.1, **options))
+    return out
+
+
+@pytest.fixture(scope="session")
+def write_run(tiny_corpus):
+    """Write the YAML file of a run of four steps into a folder, where it will save too; returns its path."""
+
+    def write(folder, name, mixer="{name: hydra, d_state: 4, headdim: 8}", **more):
+        lines = "".join(f"{key}: {value}\n" for key, value in more.items())
+        text = RUN.format(name=name, data=tiny_corpus, mixer=mixer, folder=folder)
+        sections = re.split(r"^(?=\S)", text, flags=re.MULTILINE)
+        kept = [section for section in sections if section.partition(":")[0] not in more]
+        path = Path(folder) / f"{name}.yaml"
+        path.write_text("".join(kept) + lines)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def call_main():
+    """main.py in this process: call with its arguments, get its exit code."""
+    from anymixer.entry_point import run
+
+    spec = importlib.util.spec_from_file_location("main_under_test", ROOT / "main.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: run(module.main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def call_cli(monkeypatch):
+    """The `anymixer` command in this process: call with its arguments, get its exit code."""
+    from anymixer.cli import main
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["anymixer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        return ending.value.code or 0
+
+    return call
+
+
+@pytest.fixture
+def child_environment(monkeypatch):
+    """Processes that a test starts find this checkout and use one thread."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def forget_own_mixers():
+    """Leave the registry and the modules as they were, whatever files of mixers a test loads."""
+    from anymixer.mixers import mixers
+
+    names, modules = set(mixers.names()), set(sys.modules)
+    yield
+    for name in set(mixers.names()) - names:
+        mixers.unregister(name)
+    for name in set(sys.modules) - modules:
+        if name.startswith(("anymixer_user_", "my_")):
+            del sys.modules[name]
