@@ -51,6 +51,12 @@ def check_run(config: PretrainConfig) -> "PreTrainedTokenizerFast":
             f"model.model_config.vocab_size: {vocab_size} is smaller than the {len(tokenizer)} tokens of "
             f"{config.tokenizer_name}; set it to {-(-len(tokenizer) // 8) * 8}"
         )
+    manifest = read_manifest(config.data_local) if config.data_local else None
+    if config.model.name == "hf_bert" and (manifest or {}).get("mode") == "packed":
+        raise UserError(
+            f"model.name: hf_bert cannot keep the sequences of a packed row apart ({config.data_local}); "
+            "use mixer_bert with the attention mixer"
+        )
     for key, limit in config.model.row_limits().items():
         if config.max_seq_len > limit:
             raise UserError(f"max_seq_len: {config.max_seq_len} is longer than {key} = {limit}")
@@ -110,6 +116,7 @@ def _build_trainer(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast",
     from composer.utils import reproducibility
 
     from anymixer.training.launch import initialize_distributed, plan_launch
+    from anymixer.training.made_with import made_with
     from anymixer.training.run_callbacks import say
     from anymixer.training.trainer import build_trainer
 
@@ -124,7 +131,7 @@ def _build_trainer(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast",
         build_loader(config.train_loader, tokenizer, device_batch_size=size, seed=config.seed, train=True),
         build_eval_loaders(config.eval_loader, tokenizer, device_batch_size=eval_size, seed=config.seed),
     )
-    hparams = dataclasses.asdict(config)
+    hparams = dataclasses.asdict(config) | {"made_with": made_with(tokenizer)}
     return build_trainer(config, model, tokenizer, *loaders, extra_callbacks=[record], hparams=hparams)
 
 
