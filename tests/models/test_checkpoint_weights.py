@@ -51,5 +51,7 @@ def test_half_a_file_is_named(tmp_path):
 def test_weights_that_do_not_fit_are_listed(tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"weight": torch.zeros(5, 5), "extra": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"1 missing \(bias\); 1 unexpected \(extra\); 1 of another shape \(weight\)"):
+    with pytest.raises(
+        UserError, match=r"1 missing \(bias\); 1 unexpected \(extra\); 1 of another shape \(weight: \[5, 5\] for"
+    ):
         load_checkpoint_weights(nn.Linear(3, 2), path, "key")

@@ -1,6 +1,7 @@
 """Composer never opens a checkpoint that could run code."""
 
 import os
+import pickle
 import warnings
 
 import pytest
@@ -113,3 +114,56 @@ def test_composer_refuses_what_it_fetched_itself(tiny_run, tmp_path, monkeypatch
         path = save(tmp_path / "fetched.pt", **state)
         with pytest.raises(UserError, match=r"^load_path: .*fetched\.pt: .* is refused"):
             tiny_run.train(tiny_run.config(load_path=str(path)))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 client, with an empty bucket called `them`, of a local server."""
+    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    endpoint = "http://{}:{}".format(*running.get_host_and_port())
+    for name, value in {
+        "S3_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="them")
+    yield client
+    running.stop()
+
+
+def test_composer_refuses_what_it_fetched_from_an_object_store(tiny_run, tmp_path, bucket):
+    bucket.upload_file(str(save(tmp_path / "a.pt", callbacks=RunsCode())), "them", "a.pt")
+    with pytest.raises(UserError, match=r"^load_path: s3://them/a\.pt: .* is refused"):
+        tiny_run.train(tiny_run.config(load_path="s3://them/a.pt"))
+
+
+@pytest.fixture
+def process_group():
+    """Whatever a run of one rank sets up is gone after the test."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("evil", ["index", "object"])
+def test_composer_refuses_shards_that_it_fetched(tiny_run, tmp_path, bucket, process_group, evil):
+    weights = {f"model.{name}": value for name, value in tiny_run.model().state_dict().items()}
+    folder = save_shards(tmp_path / "ep0-ba1", model=weights, callbacks=RunsCode() if evil == "object" else 1)
+    if evil == "index":
+        (folder / ".metadata").write_bytes(pickle.dumps(RunsCode()))
+    for file in folder.iterdir():
+        bucket.upload_file(str(file), "them", f"run/ep0-ba1/{file.name}")
+    made = tiny_run.config(
+        load_path="s3://them/run/ep0-ba1",
+        load_weights_only=True,
+        parallelism_config={"fsdp": {"state_dict_type": "sharded"}},
+        device_train_microbatch_size=8,
+    )
+    with pytest.raises(UserError, match=r"^load_path: s3://them/run/ep0-ba1: .* is refused"):
+        tiny_run.train(made)

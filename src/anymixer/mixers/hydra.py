@@ -8,7 +8,7 @@ import torch
 from anymixer_kernels.depthwise_conv import depthwise_conv
 from anymixer_kernels.quasiseparable import QuasiseparableInputs, quasiseparable, quasiseparable_matrix
 from torch import Tensor, nn
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import softplus
 
 from anymixer.errors import UserError
 from anymixer.layers.norm import GatedRMSNorm
@@ -168,7 +168,7 @@ class Hydra(SequenceMixer):
             A=-torch.exp(self.A_log.to(wide)),
             B=(B_f, B_b),
             C=(C_f, C_b),
-            diagonal=linear(x, self.fc_D.weight) + self.D.to(x.dtype) if config.free_diagonal else None,
+            diagonal=self.fc_D(x) + self.D.to(x.dtype) if config.free_diagonal else None,
             sequence_id=ids,
             initial_state=self.init_states if config.learnable_init_states else None,
             shift=config.shift,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from anymixer_kernels.quasiseparable import QuasiseparableInputs, quasiseparable, quasiseparable_matrix
 from torch import Tensor, nn
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import softplus
 
 from anymixer.errors import UserError
 from anymixer.layers.packing import Packing
@@ -81,7 +81,7 @@ class QuasiseparableMatrix(Structure):
             A=-torch.exp(self.A_log.to(wide)),
             B=(B, B),
             C=(C, C),
-            diagonal=linear(v.flatten(-2), self.fc_D.weight) + self.D.to(v.dtype),
+            diagonal=self.fc_D(v.flatten(-2)) + self.D.to(v.dtype),
             sequence_id=None if packing is None else packing.sequence_id,
         )
 

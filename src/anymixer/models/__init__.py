@@ -3,16 +3,26 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from anymixer.models.model_config import ModelConfig, build_model
+from anymixer.models.model_config import ModelConfig, build_classifier, build_model
 
 if TYPE_CHECKING:
     from anymixer.models.configuration_mixer_bert import MixerBertConfig
+    from anymixer.models.configuration_mixer_lm import MixerLMConfig
     from anymixer.models.modeling_mixer_bert import MixerBertForMaskedLM, MixerBertModel
+    from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
+    from anymixer.models.question_answering import MixerBertForQuestionAnswering
+    from anymixer.models.sequence_classification import MixerBertForSequenceClassification
+    from anymixer.models.token_classification import MixerBertForTokenClassification
 
 _LAZY = {
     "MixerBertConfig": "anymixer.models.configuration_mixer_bert",
     "MixerBertModel": "anymixer.models.modeling_mixer_bert",
     "MixerBertForMaskedLM": "anymixer.models.modeling_mixer_bert",
+    "MixerLMConfig": "anymixer.models.configuration_mixer_lm",
+    "MixerLMForCausalLM": "anymixer.models.modeling_mixer_lm",
+    "MixerBertForQuestionAnswering": "anymixer.models.question_answering",
+    "MixerBertForSequenceClassification": "anymixer.models.sequence_classification",
+    "MixerBertForTokenClassification": "anymixer.models.token_classification",
 }
 
 
@@ -22,4 +32,16 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["MixerBertConfig", "MixerBertForMaskedLM", "MixerBertModel", "ModelConfig", "build_model"]
+__all__ = [
+    "MixerBertConfig",
+    "MixerBertForMaskedLM",
+    "MixerBertForQuestionAnswering",
+    "MixerBertForSequenceClassification",
+    "MixerBertForTokenClassification",
+    "MixerBertModel",
+    "MixerLMConfig",
+    "MixerLMForCausalLM",
+    "ModelConfig",
+    "build_classifier",
+    "build_model",
+]

@@ -72,6 +72,11 @@ class Layer(nn.Module):
         """[batch, length, d_model] -> the same shape."""
         return self._then_channels(self.sequence(hidden_states, packing))
 
+    def mixing_matrix(self, hidden_states: Tensor, packing: Packing | None) -> Tensor:
+        """The sequence mixer's matrix for this layer's input: [batch, groups, length, length]."""
+        inner = self.sequence.norm(hidden_states) if self.sequence.prenorm else hidden_states
+        return self.sequence.mixer.matrix(inner, packing)  # type: ignore[operator]
+
     def prefill(self, hidden_states: Tensor, packing: Packing | None) -> tuple[Tensor, State]:
         """`forward`, and the mixer's state after the last token of each row."""
         return self._with_state(hidden_states, lambda mixer, inner: mixer.prefill(inner, packing))

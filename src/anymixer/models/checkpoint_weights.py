@@ -14,30 +14,61 @@ from torch.torch_version import TorchVersion
 
 from anymixer.errors import UserError
 
+_INTEGERS = ("int8", "int16", "int32", "int64")
+_DTYPES = ("bool", *_INTEGERS, *(f"u{name}" for name in _INTEGERS), "float16", "float32", "float64")
+_rebuild_array = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
 # What a Composer checkpoint holds besides tensors and plain containers; none of these can act when read.
 HARMLESS_TYPES: list[Any] = [
     np.ndarray,
     np.dtype,
-    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    _rebuild_array,
+    (_rebuild_array, "numpy.core.multiarray._reconstruct"),  # its name in files written with NumPy 1
     datetime.timedelta,
     TorchVersion,
-    *(type(np.dtype(code)) for code in ("uint32", "int64", "float64", "uint8", "bool")),
+    *(type(np.dtype(code)) for code in _DTYPES),
 ]
 
 
-def read_checkpoint(path: str | Path, key: str) -> dict[str, Any]:
-    """Everything in a `.pt` file, on the CPU. Raises UserError naming `key` for a file that is missing,
-    broken, or holds anything but tensors and harmless plain types (it is then not opened any further)."""
-    if not Path(path).is_file():
+class RefusedCheckpoint(UserError):
+    """A checkpoint that holds more than tensors and harmless types: reading it could run code."""
+
+
+def read_checkpoint(path: str | Path, key: str, *, mmap: bool = False) -> dict[str, Any]:
+    """Everything in a `.pt` file, or in a folder of shards (where of the tensors only the model's), on the CPU.
+
+    mmap: leave a file's tensors on disk until they are used. Raises UserError naming `key` for a checkpoint that is
+    missing or broken, and RefusedCheckpoint for one that holds anything but tensors and harmless plain types: it is
+    then not opened any further.
+    """
+    path = Path(path)
+    if path.is_dir():
+        from anymixer.models.checkpoint_shards import read_shards
+
+        return read_shards(path, key)
+    if not path.is_file():
         raise UserError(f"{key}: no such file: {path}")
     try:
+        content = read_harmless(path, key, str(path), mmap=mmap)
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{key}: {path} is not a whole checkpoint: {str(error).splitlines()[0][:160]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{key}: {path} is no checkpoint: it holds a {type(content).__name__}, not names and tensors")
+    return content
+
+
+def read_harmless(file: Any, key: str, name: str, *, mmap: bool = False) -> Any:
+    """What `torch.save` wrote to a path or binary stream, called `name` in messages.
+
+    Raises RefusedCheckpoint for anything but tensors and harmless types; torch's own errors for a broken file.
+    """
+    try:
         with torch.serialization.safe_globals(HARMLESS_TYPES):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         what = next((line for line in str(error).splitlines() if "GLOBAL" in line), "not only tensors")
-        raise UserError(f"{key}: {path} is refused: it holds more than tensors ({what.strip()[:160]})") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{key}: {path} is not a whole checkpoint: {str(error).splitlines()[0][:160]}") from error
+        raise RefusedCheckpoint(
+            f"{key}: {name} is refused: it holds more than tensors ({what.strip()[:160]})"
+        ) from error
 
 
 def model_weights(checkpoint: Mapping[str, Any], key: str) -> dict[str, Tensor]:
@@ -53,14 +84,19 @@ def model_weights(checkpoint: Mapping[str, Any], key: str) -> dict[str, Tensor]:
 def load_checkpoint_weights(model: nn.Module, path: str | Path, key: str) -> None:
     """Fill every parameter of `model` from the checkpoint; UserError lists names or shapes that do not fit."""
     weights = model_weights(read_checkpoint(path, key), key)
-    own = model.state_dict()
+    if problems := misfits(model.state_dict(), weights):
+        raise UserError(f"{key}: {path} does not fit the model: {problems}")
+    model.load_state_dict(weights)
+
+
+def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """In words, the names and shapes of `weights` that are not those of a model's `own`; "" when all fit."""
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
+    shapes = [n for n in sorted(own.keys() & weights.keys()) if own[n].shape != weights[n].shape]
+    named = [f"{n}: {list(weights[n].shape)} for the model's {list(own[n].shape)}" for n in shapes]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", sorted(shapes)))
+        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", named))
         if names
     ]
-    if problems:
-        raise UserError(f"{key}: {path} does not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(weights)
+    return "; ".join(problems)

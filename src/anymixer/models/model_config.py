@@ -10,7 +10,9 @@ from anymixer.errors import UserError, suggest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MODEL_NAMES = ("mixer_bert", "hf_bert")
+MODEL_NAMES = ("mixer_bert", "causal_lm", "hf_bert")
+# Those over our own backbone, whose mixer is a choice.
+MIXER_MODELS = ("mixer_bert", "causal_lm")
 
 # Names that people coming from MosaicBERT or Hydra write, and what to write instead.
 RENAMED_MODELS = {
@@ -36,9 +38,10 @@ RENAMED_MODEL_KEYS = {
 class ModelConfig:
     """What to build.
 
-    name: mixer_bert (ours) or hf_bert (transformers' own BertForMaskedLM, untouched, as a baseline).
+    name: mixer_bert (ours, an encoder), causal_lm (ours, a language model), or hf_bert (transformers' own
+    BertForMaskedLM, untouched, as a baseline).
     mixer: name and options of the sequence mixer, or a list cycled over the layers. model_config: fields of
-    MixerBertConfig, or of transformers' BertConfig for hf_bert. gradient_checkpointing: recompute layers in
+    MixerBertConfig, MixerLMConfig, or transformers' BertConfig for hf_bert. gradient_checkpointing: recompute layers in
     the backward pass. pretrained_checkpoint: a Composer checkpoint whose weights to start from, all of them.
     pretrained_model_name, use_pretrained: hf_bert only; a name or folder, and whether to take its weights
     too. tokenizer_name: must agree with the top level's where given.
@@ -63,7 +66,7 @@ class ModelConfig:
         if self.name == "hf_bert":
             self._validate_hf_bert()
         else:
-            self._validate_mixer_bert()
+            self._validate_mixer_model()
 
     def _validate_hf_bert(self) -> None:
         if self.mixer is not None:
@@ -77,7 +80,7 @@ class ModelConfig:
         if self.use_pretrained and not self.pretrained_model_name:
             raise UserError("model.use_pretrained: needs model.pretrained_model_name, a name or a folder")
 
-    def _validate_mixer_bert(self) -> None:
+    def _validate_mixer_model(self) -> None:
         for key in ("pretrained_model_name", "use_pretrained"):
             if getattr(self, key):
                 raise UserError(f"model.{key}: only hf_bert reads it; use model.pretrained_checkpoint")
@@ -95,11 +98,10 @@ class ModelConfig:
             channel_mixers.parse(architecture.channel_mixer, "model.model_config.channel_mixer")
 
     def _architecture(self) -> Any:
-        """`model_config`, typed by MixerBertConfig's own signature."""
-        from anymixer.models.configuration_mixer_bert import MixerBertConfig
+        """`model_config`, typed by the signature of the model's own configuration class."""
         from anymixer.options import parse_options
 
-        parameters = list(inspect.signature(MixerBertConfig).parameters.values())
+        parameters = list(inspect.signature(self._config_class()).parameters.values())
         fields = [
             (p.name, p.annotation, field(default=p.default))
             for p in parameters
@@ -118,6 +120,14 @@ class ModelConfig:
                 f"model.model_config.position_embeddings: '{architecture.position_embeddings}' is neither none nor "
                 "learned (rotary and alibi are the attention mixer's: model.mixer.positions)"
             )
+        if getattr(architecture, "norm", "layer_norm") not in ("layer_norm", "rms_norm"):
+            raise UserError(f"model.model_config.norm: '{architecture.norm}' is neither layer_norm nor rms_norm")
+
+    def _config_class(self) -> Any:
+        from anymixer.models.configuration_mixer_bert import MixerBertConfig
+        from anymixer.models.configuration_mixer_lm import MixerLMConfig
+
+        return MixerLMConfig if self.name == "causal_lm" else MixerBertConfig
 
     def vocab_size(self) -> int:
         """Rows of the embedding matrix that will be built."""
@@ -129,7 +139,7 @@ class ModelConfig:
         limits = {}
         if self.name == "hf_bert" or config.position_embeddings == "learned":
             limits["model.model_config.max_position_embeddings"] = config.max_position_embeddings
-        if self.name == "mixer_bert":
+        if self.name in MIXER_MODELS:
             limits |= {
                 f"{path}.max_seq_len": longest
                 for path, options in self._mixer_options(config.hidden_size)
@@ -139,21 +149,21 @@ class ModelConfig:
 
     def _mixer_options(self, width: int) -> list[tuple[str, Any]]:
         """Key and checked options of each mixer."""
-        from anymixer.mixers import parse_mixer
+        from anymixer.mixers.base import as_causal, parse_mixer
 
         many = isinstance(self.mixer, (list, tuple))
         if self.mixer is None or (many and not self.mixer):
             raise UserError("model.mixer: missing; give a mixer's name, e.g. mixer: {name: hydra}")
         specs = self.mixer if many else [self.mixer]
         paths = [f"model.mixer[{i}]" if many else "model.mixer" for i in range(len(specs))]
+        if self.name == "causal_lm":
+            specs = [as_causal(spec, width, path) for path, spec in zip(paths, specs)]
         return [(path, parse_mixer(spec, width, path)[1]) for path, spec in zip(paths, specs)]
 
     def hugging_face_config(self) -> Any:
-        """MixerBertConfig, or transformers' BertConfig for hf_bert."""
-        if self.name == "mixer_bert":
-            from anymixer.models.configuration_mixer_bert import MixerBertConfig
-
-            return MixerBertConfig(mixer=self.mixer, **self.model_config)
+        """MixerBertConfig, MixerLMConfig, or transformers' BertConfig for hf_bert."""
+        if self.name in MIXER_MODELS:
+            return self._config_class()(mixer=self.mixer, **self.model_config)
         from transformers import AutoConfig, BertConfig
 
         name = self.pretrained_model_name
@@ -170,7 +180,7 @@ class ModelConfig:
 
 
 def build_model(config: ModelConfig, *, load_weights: bool = True) -> "PreTrainedModel":
-    """The model with its masked-LM head, in float32 on the default device.
+    """The model with its language-model head, in float32 on the default device.
 
     load_weights: False leaves out pretrained weights, which a model on the `meta` device cannot take.
     Raises UserError for weights that cannot be found or do not fit.
@@ -180,12 +190,46 @@ def build_model(config: ModelConfig, *, load_weights: bool = True) -> "PreTraine
         from anymixer.models.modeling_mixer_bert import MixerBertForMaskedLM
 
         model = MixerBertForMaskedLM(config.hugging_face_config())
+    elif config.name == "causal_lm":
+        from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
+
+        model = MixerLMForCausalLM(config.hugging_face_config())
     else:
         model = _build_hf_bert(config, load_weights)
     if config.pretrained_checkpoint is not None and load_weights:
         from anymixer.models.checkpoint_weights import load_checkpoint_weights
 
         load_checkpoint_weights(model, config.pretrained_checkpoint, "model.pretrained_checkpoint")
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def build_classifier(
+    config: ModelConfig, num_labels: int, *, pooling: str = "cls", classifier_dropout: float | None = None
+) -> "PreTrainedModel":
+    """The model with a new head over whole sequences, all of it drawn at random: no weights are loaded.
+
+    num_labels: classes; 1 is regression. pooling: cls or mean. classifier_dropout: before the last layer; None is
+    the model's hidden_dropout_prob. Raises UserError, naming the key, for what cannot be built.
+    """
+    from anymixer.models.sequence_classification import POOLINGS, MixerBertForSequenceClassification
+
+    config.validate()
+    if pooling not in POOLINGS:
+        raise UserError(f"pooling: '{pooling}' is none of {', '.join(POOLINGS)}")
+    hf_config = config.hugging_face_config()
+    hf_config.num_labels, hf_config.classifier_dropout = num_labels, classifier_dropout
+    if config.name == "mixer_bert":
+        hf_config.pooling = pooling
+        model = MixerBertForSequenceClassification(hf_config)
+    else:
+        from transformers import BertForSequenceClassification
+
+        if pooling != "cls":
+            raise UserError(f"pooling: hf_bert pools cls alone, not {pooling}; use model.name: mixer_bert")
+        hf_config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        model = BertForSequenceClassification(hf_config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -1,6 +1,7 @@
 """The encoder as Hugging Face models: the bare model and the masked-language-model head."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class MaskedLMOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class MixerBertPreTrainedModel(PreTrainedModel):
@@ -57,6 +59,14 @@ class MixerBertPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
         elif isinstance(module, SequenceMixer):
             module.reset_own_parameters()
+
+    def shaped(self, output: ModelOutput, return_dict: bool | None) -> Any:
+        """The output as it was asked for: itself or, with return_dict False, a tuple."""
+        return output if _chosen(return_dict, self.config.return_dict) else output.to_tuple()
+
+
+def _chosen(argument: bool | None, configured: bool | None) -> bool:
+    return bool(configured if argument is None else argument)
 
 
 class MixerBertModel(MixerBertPreTrainedModel):
@@ -92,24 +102,35 @@ class MixerBertModel(MixerBertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         sequence_id: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple:
         """Encode tokens.
 
         input_ids, token_type_ids: [batch, length]; attention_mask: [batch, length], nonzero at real tokens;
         sequence_id: [batch, length], which sequence of a packed row a token belongs to, -1 for padding.
         What pads a row or shares it changes nothing in a sequence's output.
+        output_attentions: give each layer's mixing matrix, [batch, groups, length, length], as `attentions`; it is
+        computed for this alone, in quadratic time and memory. Flags left out are the configuration's.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, and not both")
         packing = make_packing(attention_mask, sequence_id)
         hidden_states = self.embeddings(input_ids, inputs_embeds, token_type_ids, packing)
-        states = self.backbone(hidden_states, packing, keep_all=output_hidden_states)
-        output = BaseModelOutput(
-            last_hidden_state=states[-1], hidden_states=tuple(states) if output_hidden_states else None
+        with_matrices = _chosen(output_attentions, self.config.output_attentions)
+        with_states = _chosen(output_hidden_states, self.config.output_hidden_states)
+        states = self.backbone(hidden_states, packing, keep_all=with_states or with_matrices)
+        matrices = tuple(
+            layer.mixing_matrix(state, packing)  # type: ignore[operator]
+            for layer, state in zip(self.backbone.layers if with_matrices else (), states)
         )
-        return output if return_dict else output.to_tuple()
+        output = BaseModelOutput(
+            last_hidden_state=states[-1],
+            hidden_states=tuple(states) if with_states else None,
+            attentions=matrices if with_matrices else None,
+        )
+        return self.shaped(output, return_dict)
 
 
 class MaskedLMHead(nn.Module):
@@ -154,8 +175,9 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         sequence_id: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple:
         """Predict masked tokens; arguments as in `MixerBertModel.forward`.
 
@@ -168,7 +190,9 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
             token_type_ids,
             sequence_id,
             inputs_embeds,
+            output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         hidden_states = encoded.last_hidden_state
         loss = None
@@ -179,5 +203,7 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         if labels is not None:
             total = F.cross_entropy(logits.float(), targets, reduction="sum")
             loss = total / max(1, targets.numel())
-        output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return output if return_dict else output.to_tuple()
+        output = MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+        return self.shaped(output, return_dict)
