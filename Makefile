@@ -6,11 +6,15 @@ UV := $(shell command -v uv 2>/dev/null)
 # One test process per core, each with one thread, is the fastest split on small machines.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test test-fast lint clean
+# The versions of transformers that models must load on, oldest to newest; 5 with the newest torch.
+TRANSFORMERS ?= 4.51.3 4.57.6 5.17.0
+
+.PHONY: help demo test test-fast test-transformers lint clean
 help:
 	@echo "make demo       build a small corpus, pretrain a small Hydra on it, fill a few masks (about 5 minutes)"
 	@echo "make test       lint and test (about 4 minutes); make test-fast leaves out the long tests"
-	@echo "make clean      remove .venv and the demo's data and runs"
+	@echo "make test-transformers   the models and their export on transformers $(TRANSFORMERS)"
+	@echo "make clean        remove .venv and the demo's data and runs"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -39,6 +43,16 @@ data/demo/manifest.json: | $(VENV)/.installed
 demo: $(VENV)/.installed data/demo/manifest.json
 	$(BIN)/python main.py yamls/demo/hydra.yaml
 	$(BIN)/anymixer fill-mask runs/demo-hydra --examples 4
+	$(BIN)/python -m data_prep.demo_glue --out_root data/demo/glue
+	$(BIN)/python glue.py yamls/demo/glue.yaml
+
+demo-mixers: $(VENV)/.installed data/demo/manifest.json
+	$(BIN)/anymixer compare yamls/demo/mixers/*.yaml
+	$(BIN)/anymixer report matrices $(patsubst yamls/demo/mixers/%.yaml,runs/demo-mixers-%,$(wildcard yamls/demo/mixers/*.yaml))
+
+demo-causal: $(VENV)/.installed data/demo/manifest.json
+	$(BIN)/anymixer compare yamls/demo/causal/*.yaml
+	$(BIN)/anymixer generate runs/demo-causal-hgrn2 --prompt "The function returns" --n-samples 3 --temperature 0.8
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
@@ -50,5 +64,22 @@ test: lint
 test-fast: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
+# Composer allows one version of transformers; models and exports must not need Composer.
+$(VENV)-transformers/%/.installed: pyproject.toml
+ifdef UV
+	uv venv --quiet --clear --python $(PYTHON) $(@D)
+else
+	$(PYTHON) -m venv --clear $(@D)
+endif
+	$(if $(UV),uv pip install --quiet --python $(@D)/bin/python,$(@D)/bin/python -m pip install --quiet) \
+	  transformers==$* $(if $(filter 4.%,$*),torch==2.7.0 'numpy<2.3',torch) safetensors peft accelerate \
+	  omegaconf rich typer matplotlib 'pytest>=8,<10'
+	@touch $@
+
+test-transformers: $(TRANSFORMERS:%=$(VENV)-transformers/%/.installed)
+	@set -e; for version in $(TRANSFORMERS); do echo "transformers $$version"; OMP_NUM_THREADS=1 \
+	  $(VENV)-transformers/$$version/bin/python -m pytest tests/models tests/export/test_export.py \
+	  tests/export/test_import_checkpoint.py; done
+
 clean:
-	rm -rf $(VENV) data/demo runs/demo-hydra
+	rm -rf $(VENV) $(VENV)-transformers data/demo runs/demo-hydra

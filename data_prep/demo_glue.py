@@ -1,7 +1,7 @@
 """Two small GLUE-format tasks from the demo corpus: `python -m data_prep.demo_glue --out_root data/demo-glue`.
 
 - acceptability: is a sentence as it was written (1), or are its words shuffled (0)?
-- sentence_pairs: does the second sentence follow the first (1), or is it from another document (0)?
+- sentence_pairs: do a paragraph's first two sentences stand as they belong together (1), or the wrong way round (0)?
 
 Half of the examples are of each kind, so chance is 50 %. A document's sentences are all in the training set or all
 in the validation set. The tables have the columns and names of GLUE on the Hub: `acceptability/train.parquet`.
@@ -15,7 +15,6 @@ import random
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +91,12 @@ def acceptability(documents: Sequence[Sequence[list[str]]], size: int, rng: rand
 
 
 def sentence_pairs(documents: Sequence[Sequence[list[str]]], size: int, rng: random.Random) -> Rows:
-    """A sentence with the one that follows it, and with one that follows another in another document."""
-    pairs = [
-        (number, first, second)
-        for number, document in enumerate(documents)
-        for paragraph in document
-        for first, second in pairwise(paragraph)
-        if _fits(first) and _fits(second)
-    ]
-    chosen = rng.sample(pairs, min(size, len(pairs)))
+    """The first two sentences of paragraphs, as they stand and the other way round."""
+    pairs = [p[:2] for document in documents for p in document if len(p) > 1 and _fits(p[0]) and _fits(p[1])]
     rows: Rows = {"sentence1": [], "sentence2": [], "label": [], "idx": []}
-    for number, (document, first, second) in enumerate(chosen):
+    for number, pair in enumerate(rng.sample(pairs, min(size, len(pairs)))):
         label = number % 2
-        if label == 0:
-            second = rng.choice([other for home, _, other in rng.choices(pairs, k=16) if home != document] or [second])
+        first, second = pair if label else reversed(pair)
         for column, value in zip(rows.values(), (first, second, label, number)):
             column.append(value)
     return rows

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from anymixer.config import load_config
+from anymixer.config import GlueConfig, load_config
 from anymixer.config.layers import file_layers
 from anymixer.describe import build_on_meta, count_parameters
 from anymixer.training import check_tables
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "yamls").rglob("*.yaml") if path.parent.name != "_base")
+FINETUNING = [path for path in FILES if "finetune" in path.parts or path.stem == "glue"]
+PRETRAINING = [path for path in FILES if path not in FINETUNING]
 PARAMETERS = {
     "pretrain/hydra": 112_086_712,
     "pretrain/bert": 109_518_912,
@@ -40,7 +42,18 @@ def name_of(path):
     return str(path.relative_to(ROOT / "yamls").with_suffix(""))
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", FINETUNING, ids=name_of)
+def test_finetuning_loads(path):
+    config = load_config(path, schema=GlueConfig)
+    assert config.tasks and config.starting_checkpoint_load_path
+
+
+def test_every_pretrained_model_can_be_finetuned():
+    pretrained = {name_of(path).removeprefix("pretrain/") for path in PRETRAINING if "pretrain" in path.parts}
+    assert pretrained == {name_of(path).removeprefix("finetune/") for path in FINETUNING if "finetune" in path.parts}
+
+
+@pytest.mark.parametrize("path", PRETRAINING, ids=name_of)
 def test_loads_and_builds(path):
     config = load_config(path, checks=[check_tables])
     model = build_on_meta(config)
@@ -63,10 +76,11 @@ def test_the_table_of_the_readme_lists_every_file():
     missing = [
         name_of(path)
         for path in FILES
-        if f"yamls/{name_of(path)}.yaml" not in readme and f"`yamls/{path.parent.relative_to(ROOT / 'yamls')}/`" not in readme
+        if f"yamls/{name_of(path)}.yaml" not in readme
+        and f"`yamls/{path.parent.relative_to(ROOT / 'yamls')}/`" not in readme
     ]
     assert missing == []
 
 
 def test_every_matrix_mixer_has_a_recipe():
-    assert {path.stem for path in FILES if path.parent.name == "matrix"} == set(PAPER_MILLIONS)
+    assert {path.stem for path in PRETRAINING if path.parent.name == "matrix"} == set(PAPER_MILLIONS)

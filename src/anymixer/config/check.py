@@ -31,7 +31,8 @@ def check_values(
     """Raise UserError("source: key.path: problem") for the first key that is unknown, refused or ill-typed.
 
     schema: a dataclass. source_of: key path -> where it was written.
-    refused, clearable: see ConfigSchema.REFUSED and CLEARABLE; the latter may be null whatever their type.
+    refused, clearable: see ConfigSchema.REFUSED and CLEARABLE; the latter may be null, and their entries false,
+        whatever their type.
     resolved: False lets values that hold `${...}` pass, because their type is not known yet.
     What lies under an untyped field (`Any`, `dict[str, Any]`) is checked by its owner later; here only its
     keys must be text.
@@ -88,6 +89,8 @@ class _Check:
             return
         inner = _without_none(hint)
         if value is None and (inner is not hint or hint is Any or path in self.clearable):
+            return
+        if value is False and path.rpartition(".")[0] in self.clearable:
             return
         if _is_section(inner):
             self.mapping(inner, self.expect(Mapping, hint, value, path), path)

@@ -1,0 +1,1 @@
+"""Fine-tuning and scoring on GLUE: tasks, jobs, sweeps, reports."""

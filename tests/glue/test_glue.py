@@ -1,0 +1,246 @@
+"""`glue.py` as its users start it: mistakes, the graph, jobs that are killed, starting again, the report."""
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from anymixer import finetune
+from anymixer.config import GlueConfig, load_config
+from anymixer.entry_point import run
+from anymixer.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+GLUE = """\
+base_run_name: tiny
+from_scratch: true
+data_local: {data}
+tokenizer_name: {tokenizer}
+save_finetune_checkpoint_folder: {folder}
+max_seq_len: 32
+device: cpu
+model:
+  mixer: {{name: attention, num_heads: 2}}
+  model_config: {{vocab_size: 32, hidden_size: 16, num_hidden_layers: 2, hidden_dropout_prob: 0.0}}
+tasks:
+"""
+TASK = "  {name}: {{seeds: {seeds}, trainer_kwargs: {{lr: {lr}, weight_decay: 0.0, batch_size: 16, " + (
+    "max_duration: 4ba, eval_interval: 2ba}}}}\n"
+)
+
+
+@pytest.fixture
+def write_glue(tmp_path, data, tokenizer_folder):
+    """Write the YAML file of a run whose results go to `run` beside it; tasks are (name, seeds, learning rate)."""
+
+    def write(*tasks):
+        text = GLUE.format(data=data, tokenizer=tokenizer_folder, folder=tmp_path / "run")
+        text += "".join(TASK.format(name=name, seeds=seeds, lr=lr) for name, seeds, lr in tasks)
+        (tmp_path / "tiny.yaml").write_text(text)
+        return tmp_path / "tiny.yaml"
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def call_glue():
+    """glue.py in this process: call with its arguments, get its exit code."""
+    spec = importlib.util.spec_from_file_location("glue_under_test", ROOT / "glue.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: run(module.main, [str(a) for a in arguments])
+
+
+def start_glue(*arguments):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "glue.py"), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def attempts(folder):
+    """Job id -> how often it has been started."""
+    return {log.parent.name: log.read_text().count(", attempt ") for log in folder.glob("jobs/*/log.txt")}
+
+
+def processes(folder):
+    """The processes of a run's jobs that live now."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if any(word.startswith(f"{folder}/jobs/") for word in words):
+            found.append((int(entry.parent.name), Path(words[-2]).name))
+    return found
+
+
+def kill_some(folder, done, number=3):
+    """SIGKILL so many different jobs at random times, in a thread; returns it and the jobs that were hit."""
+    killed, dice = [], random.Random(4)
+
+    def work():
+        while len(killed) < number and not done.is_set():
+            time.sleep(dice.uniform(0.05, 0.2))
+            alive = [(pid, job) for pid, job in processes(folder) if job not in killed and "stsb" not in job]
+            if alive:
+                pid, job = dice.choice(alive)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                killed.append(job)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, killed
+
+
+def check_chaos(folder, killed, jobs):
+    """All but one have results, the failure is named, and those that were killed were started once more."""
+    results = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("jobs/*/result.json")}
+    failures = [json.loads(path.read_text()) for path in folder.glob("jobs/*/failure.json")]
+    assert len(results) == jobs - 1
+    assert [failure["task"] for failure in failures] == ["stsb"] and failures[0]["attempts"] == 2
+    starts = attempts(folder)
+    assert starts.pop(failures[0]["job_id"]) == 2
+    assert {job for job, count in starts.items() if count == 2} == set(killed)
+    assert set(starts.values()) == {1, 2}
+    return failures[0]["job_id"], results
+
+
+def test_twelve_jobs_three_killed_and_one_that_always_fails(tmp_path, write_glue, fake_command, capsys):
+    file = write_glue(("cola", list(range(6)), 1e-3), ("rte", list(range(5)), 1e-3), ("stsb", [1], 1e-3))
+    config, folder = load_config(file, schema=GlueConfig), tmp_path / "run"
+    done = threading.Event()
+    thread, killed = kill_some(folder, done)
+    with pytest.raises(UserError, match=r"1 of 12 jobs failed: stsb-seed1-\w+; the same command runs only these again"):
+        finetune.finetune(config, command=fake_command(seconds=0.3, fail=["stsb"]))
+    done.set()
+    thread.join()
+    failed, results = check_chaos(folder, killed, 12)
+    assert len(killed) == 3
+    assert "stsb (exit code 1: RuntimeError: out of memory)" in (folder / "report.md").read_text()
+    before = attempts(folder)
+    capsys.readouterr()
+    finetune.finetune(config, command=fake_command())
+    assert attempts(folder) == before | {failed: before[failed] + 1}
+    after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("jobs/*/result.json")}
+    assert {job: after[job] for job in results} == results and len(after) == 12
+    assert "12 jobs, 11 finished before" in capsys.readouterr().out
+    finetune.finetune(config, command=fake_command())
+    assert attempts(folder) == before | {failed: before[failed] + 1}
+
+
+def test_a_grid_chooses_and_the_other_seeds_follow(tmp_path, write_glue, fake_command):
+    file = write_glue(("cola", [0, 1, 2], 1e-3))
+    overrides = ["sweep.lr=[1e-5,3e-5,5e-5]", "sweep_seeds=1"]
+    config = load_config(file, overrides, schema=GlueConfig)
+    finetune.finetune(config, command=fake_command())
+    assert len(attempts(tmp_path / "run")) == 5
+    values = json.loads((tmp_path / "run" / "report.json").read_text())
+    (cola,) = values["tasks"]
+    assert (cola["point"], cola["n"], len(values["tried"])) == ({"lr": 3e-5}, 3, 2)
+    assert [job["spec"]["lr"] for job in cola["results"]] == [3e-5] * 3
+    finetune.finetune(config, command=fake_command(fail=["cola"]))
+    assert set(attempts(tmp_path / "run").values()) == {1}
+
+
+def test_the_graph_is_printed_and_nothing_runs(tmp_path, write_glue, call_glue, capsys):
+    file = write_glue(("cola", [1, 2], 1e-3), ("qnli", [1], 1e-3))
+    assert call_glue(file, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert out.count("cola-seed") == 2 and "random weights" in out and "2 jobs" in out
+    assert "qnli: left out: no train split in" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_needs_neither_data_nor_checkpoints(tmp_path, write_glue, fake_command, call_glue, capsys):
+    file = write_glue(("cola", [1, 2], 1e-3), ("qnli", [1], 1e-3))
+    assert call_glue(file, "--report") == 2
+    assert "holds no results" in capsys.readouterr().err
+    finetune.finetune(load_config(file, schema=GlueConfig), command=fake_command())
+    made = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("report.*")}
+    assert "qnli: left out: no train split" in capsys.readouterr().out
+    for name in made:
+        (tmp_path / "run" / name).unlink()
+    assert call_glue(file, "data_local=/nowhere", "--report") == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("report.*")} == made
+    out = capsys.readouterr().out
+    assert "qnli (no train split" in out and "learning_curves.png" in out and "submission.zip lacks" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data_local=/nowhere"], "data_local: no such folder: /nowhere"),
+        (["max_seq_len=4"], "tasks.cola: max_sequence_length: 4"),
+        (["model.model_config.vocab_size=8"], "tokenizer_name: has 25 tokens"),
+        (["from_scratch=false", "starting_checkpoint_load_path=/nowhere"], "no such file or folder: /nowhere"),
+        (["callbacks.lr_monitr={}"], "callbacks.lr_monitr"),
+        (["algorithms.alibi={}"], "algorithms.alibi: set it in the model instead"),
+        (["tokenizer_name=null"], "tokenizer_name: not set"),
+        (["device=gpu"], "device: gpu, but torch sees no CUDA device"),
+        (["precision=amp_bf16"], "precision: amp_bf16 needs a GPU"),
+    ],
+)
+def test_mistakes_are_found_before_any_job(tmp_path, write_glue, call_glue, capsys, more, message):
+    import torch
+
+    if torch.cuda.is_available() and more == ["device=gpu"]:
+        pytest.skip("this machine has what the option asks for")
+    assert call_glue(write_glue(("cola", [1], 1e-3)), *more) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run" / "jobs").exists()
+
+
+def test_many_ranks_are_refused(write_glue, call_glue, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call_glue(write_glue(("cola", [1], 1e-3))) == 2
+    assert "start it with python, not with composer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_real_jobs_survive_a_kill_and_a_loss_that_is_none(tmp_path, write_glue, child_environment):
+    """The same with jobs that train, fewer of them; one has a learning rate that makes its loss infinite."""
+    file = write_glue(("cola", [0, 1], 1e-3), ("stsb", [1], 1e30))
+    folder, done = tmp_path / "run", threading.Event()
+    thread, killed = kill_some(folder, done, 1)
+    process = start_glue(file)
+    output, _ = process.communicate(timeout=500)
+    done.set()
+    thread.join()
+    assert process.returncode == 2, output
+    failed, _ = check_chaos(folder, killed, 3)
+    assert f"error: 1 of 3 jobs failed: {failed}" in output and "the loss is" in output
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(tmp_path, write_glue, child_environment):
+    file, folder = write_glue(("cola", [0, 1], 1e-3)), tmp_path / "run"
+    process = start_glue(file)
+    deadline = time.monotonic() + 100
+    while not processes(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "start the same command again to run the rest" in output
+    assert processes(folder) == []
+    again = start_glue(file)
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    assert len(list(folder.glob("jobs/*/result.json"))) == 2 and "cola" in (folder / "report.md").read_text()
