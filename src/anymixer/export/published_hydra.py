@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from anymixer.export.renaming import rename
 from anymixer.models.configuration_mixer_bert import MixerBertConfig
 
 _NAMES = (
@@ -19,23 +20,52 @@ _NAMES = (
     (r"cls\.predictions\.transform\.LayerNorm\.(.*)", r"head.norm.\1"),
     (r"cls\.predictions\.decoder\.(.*)", r"head.decoder.\1"),
 )
+# Buffers that some versions save.
+_LEFT_OUT = re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)")
 
 
 def convert_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published parameter names -> ours. The tied decoder matrix is filled in where the file leaves it out.
 
-    Raises KeyError for a name that the published models do not have.
+    Raises UnknownNames, a KeyError, for names that the published models do not have.
     """
-    converted = {_convert_name(name): value for name, value in state.items()}
-    converted.setdefault("head.decoder.weight", converted["bert.embeddings.word.weight"])
+    kept = {name: value for name, value in state.items() if not _LEFT_OUT.fullmatch(name)}
+    converted = rename(kept, _NAMES, "a published Hydra-BERT")
+    if "bert.embeddings.word.weight" in converted:
+        converted.setdefault("head.decoder.weight", converted["bert.embeddings.word.weight"])
     return converted
 
 
-def _convert_name(name: str) -> str:
-    for pattern, replacement in _NAMES:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    raise KeyError(f"not a parameter of a published Hydra-BERT: {name}")
+def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The published configuration that the shapes of a Hydra-BERT's weights (published names) are of.
+
+    The published file holds weights alone. Taken as published: one group, and what leaves no trace in a shape.
+    Raises ValueError where the weights that say so are missing.
+    """
+    first = "bert.encoder.layer.0.layer.mixer."
+    names = ("conv1d.weight", "dt_bias", "out_proj.weight")
+    missing = [name for name in (f"{first}{n}" for n in names) if name not in state]
+    if "bert.embeddings.word_embeddings.weight" not in state or missing:
+        raise ValueError(f"its configuration cannot be told: {', '.join(missing) or 'the word embeddings'} missing")
+    vocab_size, hidden_size = state["bert.embeddings.word_embeddings.weight"].shape
+    conv_width, _, d_conv = state[f"{first}conv1d.weight"].shape
+    d_inner, nheads = state[f"{first}out_proj.weight"].shape[1], state[f"{first}dt_bias"].shape[0]
+    layers = {match[1] for name in state if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", name))}
+    config = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": len(layers),
+        "d_conv": d_conv,
+        "expand": d_inner // hidden_size,
+        "headdim": d_inner // nheads,
+        "d_state": (conv_width - d_inner) // 4,
+        "is_prenorm": "bert.encoder.norm_f.weight" in state,
+    }
+    if (types := state.get("bert.embeddings.token_type_embeddings.weight")) is not None:
+        config["type_vocab_size"] = types.shape[0]
+    if (positions := state.get("bert.embeddings.position_embeddings.weight")) is not None:
+        config |= {"use_position_embeddings": True, "max_position_embeddings": positions.shape[0]}
+    return config
 
 
 def convert_config(published: Mapping[str, Any]) -> MixerBertConfig:
