@@ -85,3 +85,9 @@ def test_log_likelihoods_are_those_of_each_row_alone():
         assert s.tokens == alone.shape[1]
         assert s.log_likelihood == pytest.approx(float(alone.mean()), abs=1e-5)
         assert "b" not in s.continuation[:-1]
+
+
+def test_a_wrong_command_line_is_one_line(call_cli, capsys):
+    assert call_cli("generate", "somewhere", "--promt", "x") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "--promt" in error and "generate --help" in error and error.count("\n") == 1

@@ -8,6 +8,7 @@ import typer
 
 from anymixer.entry_point import run
 from anymixer.errors import UserError
+from anymixer.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -166,6 +167,19 @@ def export(
         print(push_folder(out, push))
 
 
+@app.command("inspect")
+def inspect_command(
+    checkpoint: Annotated[str, typer.Argument(help="a run's folder, a checkpoint of any kind, or a URL of one")],
+) -> None:
+    """Say what a checkpoint is: model, run, tokenizer, packages, parameters, losses.
+
+    anymixer inspect runs/demo-hydra
+    """
+    from anymixer.inspect_checkpoint import inspect_checkpoint
+
+    inspect_checkpoint(checkpoint)
+
+
 @report.command("matrices")
 def report_matrices(
     runs: Annotated[list[Path], typer.Argument(help="folders that main.py saved its checkpoints in")],
@@ -193,4 +207,16 @@ def report_data(
 
 def main() -> None:
     """The console script."""
-    sys.exit(run(lambda arguments: app(arguments, standalone_mode=False), sys.argv[1:]))
+    sys.exit(run(_call, sys.argv[1:]))
+
+
+def _call(arguments: list[str]) -> None:
+    """Run a sub-command; what is wrong with the command line is a mistake like any other."""
+    try:
+        app(arguments, standalone_mode=False)
+    except Exception as error:
+        # Usage errors are click's, of which some versions of typer bring a copy of their own.
+        if not hasattr(error, "format_message"):
+            raise
+        command = getattr(getattr(error, "ctx", None), "command_path", "anymixer")
+        raise UserError(f"{command}: {error.format_message()} (see {command} --help)") from None  # type: ignore[attr-defined]
