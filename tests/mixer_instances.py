@@ -26,6 +26,11 @@ OPTIONS = {
         {"num_heads": 4, "causal": True, "positions": "alibi"},
     ],
     "dense": [{"headdim": 16, "max_seq_len": 200}],
+    "dma": [
+        {"num_heads": 4, "causal": True},
+        {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True, "causal": True, "keep_window_size": 9},
+        {"num_heads": 4, "keep_window_size": 9, "positions": "none", "key_bias": "linear", "bias": True},
+    ],
     "toeplitz": [SMALL, FIXED, SMALL | {"parity": "reference", "max_seq_len": 200}, FIXED | {"parity": "reference"}],
     "vandermonde": [SMALL, FIXED, {"headdim": 16, "is_data_dependent": False, "is_dft": True}],
     "cauchy": [SMALL, FIXED],
@@ -46,10 +51,28 @@ OPTIONS = {
     ],
     "hgrn": [{}, {"lower_bound": 0.5}],
     "qlstm": [{}, {"expand": 1, "d_conv": 0, "reversed_sigmoid": True}],
+    "dss": [{"d_state": 4, "causal": True}, {"d_state": 8, "init": "lin", "n_ssm": 1, "l_max": 16}],
+    "ema": [{"causal": True}, {"d_state": 3, "output": "linear"}],
+    "gss": [{"d_state": 4, "causal": True}, {"d_state": 4}],
+    "longconv": [{"causal": True, "l_max": 12}, {"l_max": 200}],
+    "lssl": [{"d_state": 4, "causal": True}, {"d_state": 4, "init": "legt", "n_ssm": None}],
+    "s4": [
+        {"d_state": 4, "causal": True},
+        {"d_state": 4, "causal": True, "init": "legt", "step": "dense", "n_ssm": 4},
+        {"d_state": 8, "init": "fout", "kernel": "cauchy"},
+        {"d_state": 4, "init": "legt", "kernel": "cauchy", "bottleneck": 2, "output": "linear"},
+    ],
+    "s4d": [
+        {"d_state": 4, "causal": True},
+        {"d_state": 8, "n_ssm": 2, "init": "inv", "disc": "bilinear"},
+        {"d_state": 4, "causal": True, "init": "real", "output": "linear"},
+        {"d_state": 4, "init": "legs", "output": "gate", "gate_expand": 2, "bottleneck": 2, "activation": "silu"},
+    ],
     "s6": [{"d_state": 4}, {"d_state": 4, "expand": 1, "d_conv": 0, "gate": False, "dt_rank": 3}],
     "ssd": [
         {"d_state": 8, "headdim": 16},
         {"d_state": 4, "headdim": 8, "ngroups": 2, "d_conv": 0, "gate": False, "skip": False},
+        {"d_state": 8, "headdim": 8, "ngroups": 4, "expand": 1, "d_conv": 0, "gate": False, "rotary": True},
     ],
 }
 CASES = [

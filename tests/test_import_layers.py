@@ -12,17 +12,49 @@ ROOT = Path(__file__).parents[1]
 # A module may import from its own layer and from those before it.
 LAYERS = [
     ("anymixer_kernels",),
-    ("anymixer.errors", "anymixer.files", "anymixer.labels", "anymixer.options", "anymixer.registry"),
+    (
+        "anymixer.errors",
+        "anymixer.files",
+        "anymixer.labels",
+        "anymixer.options",
+        "anymixer.registry",
+        "anymixer.entry_point",
+    ),
     ("anymixer.layers",),
     ("anymixer.mixers",),
     ("anymixer.models",),
+    # Tables of other projects' names; they come before the rest of their package.
+    (
+        "anymixer.export.renaming",
+        "anymixer.export.from_hf_bert",
+        "anymixer.export.mosaic_bert",
+        "anymixer.export.published_hydra",
+    ),
     ("anymixer.data",),
     ("anymixer.training",),
+    ("anymixer.glue",),
     ("anymixer.config",),
-    ("anymixer.export", "anymixer.describe", "anymixer.pretrain", "anymixer.fill_mask"),
-    ("anymixer.entry_point", "anymixer.cli", "main", "data_prep"),
+    (
+        "anymixer.export",
+        "anymixer.describe",
+        "anymixer.pretrain",
+        "anymixer.fill_mask",
+        "anymixer.generate",
+        "anymixer.inspect_checkpoint",
+        "anymixer.report",
+        "anymixer.compare",
+        "anymixer.finetune",
+        "anymixer.inspect_checkpoint",
+    ),
+    ("anymixer.cli", "main", "glue", "data_prep"),
 ]
-SOURCES = [*ROOT.glob("kernels/**/*.py"), *ROOT.glob("src/**/*.py"), *ROOT.glob("data_prep/*.py"), ROOT / "main.py"]
+SOURCES = [
+    *ROOT.glob("kernels/**/*.py"),
+    *ROOT.glob("src/**/*.py"),
+    *ROOT.glob("data_prep/*.py"),
+    ROOT / "main.py",
+    ROOT / "glue.py",
+]
 
 
 def module_name(path):
@@ -75,7 +107,8 @@ def test_every_source_file_is_short():
 
 
 @pytest.mark.parametrize(
-    "package", ["anymixer", "anymixer.models", "anymixer.config", "anymixer.data", "anymixer.training"]
+    "package",
+    ["anymixer", "anymixer.models", "anymixer.config", "anymixer.data", "anymixer.training", "anymixer.glue.runner"],
 )
 def test_importing_touches_nothing_heavy(package):
     heavy = ("composer", "streaming", "transformers", "triton", "mamba_ssm")

@@ -1,34 +1,14 @@
 """Channel mixers: what acts on each token alone, after the sequence mixer."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from anymixer.registry import Registry
+from anymixer.layers.cdmoe import CDMoE
+from anymixer.layers.channel_mixer_base import ACTIVATIONS, Activation, ChannelMixer, channel_mixers
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
-Activation = Literal["gelu", "silu", "relu"]
-
-
-class ChannelMixer(nn.Module):
-    """Base of channel mixers: `forward(hidden_states [batch, length, d_model])` of the same shape."""
-
-    @dataclass(kw_only=True)
-    class Config:
-        """intermediate_size: inner width. bias: of every projection."""
-
-        intermediate_size: int = 3072
-        activation: Activation = "gelu"
-        bias: bool = True
-
-    def __init__(self, d_model: int, config: Config) -> None:
-        super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
-
-
-channel_mixers: Registry[ChannelMixer] = Registry("channel mixer")
+__all__ = ["ACTIVATIONS", "GLU", "MLP", "Activation", "CDMoE", "ChannelMixer", "channel_mixers"]
 
 
 @channel_mixers.register("mlp")
@@ -46,7 +26,8 @@ class MLP(ChannelMixer):
 
 @channel_mixers.register("glu")
 class GLU(ChannelMixer):
-    """down(activation(gate(x)) * up(x)): GeGLU with gelu, SwiGLU with silu (arXiv 2002.05202).
+    """down(activation(gate(x)) * up(x)): GeGLU with gelu, SwiGLU with silu, ReGLU with relu, the GLU itself with
+    sigmoid, bilinear with none (arXiv 2002.05202).
 
     gate and up are one projection; only `down` may carry a bias besides them (`down_bias`), as in MosaicBERT.
     """

@@ -12,10 +12,15 @@ def apply_rotary(x: Tensor, theta: float, start: int = 0) -> Tensor:
     x: [batch, heads, length, headdim], headdim even; channel i pairs with i + headdim / 2. Scores of rotated
     queries and keys depend on distances alone, so the positions may start anywhere: at `start`.
     """
+    return rotate(x, torch.arange(start, start + x.shape[-2], device=x.device), theta)
+
+
+def rotate(x: Tensor, places: Tensor, theta: float) -> Tensor:
+    """Rotary positions at any places, negative ones too: x [..., headdim], places broadcastable to x.shape[:-1]."""
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
     frequency = theta ** (-torch.arange(half, device=x.device, dtype=wide) / half)
-    angle = torch.arange(start, start + x.shape[-2], device=x.device, dtype=wide)[:, None] * frequency
+    angle = places.to(wide)[..., None] * frequency
     cos, sin = angle.cos(), angle.sin()
     first, second = x.to(wide).split(half, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

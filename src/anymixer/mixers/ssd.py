@@ -1,6 +1,6 @@
 """State-space duality, the mixer of Mamba-2 (arXiv 2405.21060): one scalar decay a head and token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,10 +9,12 @@ from torch.nn.functional import softplus
 
 from anymixer.errors import UserError
 from anymixer.layers.norm import GatedRMSNorm
+from anymixer.layers.packing import Packing
 from anymixer.layers.param_hints import ParamHint
+from anymixer.layers.positions import rotate
 from anymixer.layers.short_conv import ShortConv
 from anymixer.layers.step_sizes import draw_step_bias
-from anymixer.mixers.base import register_mixer
+from anymixer.mixers.base import State, register_mixer
 from anymixer.mixers.linear_recurrent import LinearRecurrentMixer, RecurrenceInputs
 
 
@@ -26,7 +28,8 @@ class SSD(LinearRecurrentMixer):
 
         headdim: None takes the largest divisor of expand * d_model up to 64. ngroups: how many B and C the heads share.
         d_conv: width of the convolution over x, B and C; 0 leaves it out. gate: multiply by silu(z) after the norm;
-        without it there is neither gate nor norm. skip: add D x. A_min, A_max: range of the initial decays.
+        without it there is neither gate nor norm. skip: add D x. A_min, A_max: range of the initial decays. rotary:
+        rotate B and C by their tokens' positions (Cheems, arXiv 2412.11834).
         """
 
         ALWAYS_CAUSAL: ClassVar[bool] = True
@@ -45,6 +48,8 @@ class SSD(LinearRecurrentMixer):
         dt_init_floor: float = 1e-4
         bias: bool = False
         conv_bias: bool = True
+        rotary: bool = False
+        rotary_theta: float = 10000.0
 
         def validate(self, d_model: int, path: str) -> None:
             for key, lowest in (("d_state", 1), ("d_conv", 0), ("expand", 1), ("ngroups", 1)):
@@ -57,6 +62,8 @@ class SSD(LinearRecurrentMixer):
                 raise UserError(f"{path}.ngroups: {self.ngroups} does not divide the {d_inner // headdim} heads")
             if not 0 < self.A_min <= self.A_max:
                 raise UserError(f"{path}.A_min: {self.A_min} and A_max = {self.A_max} are no range of decays")
+            if self.rotary and self.d_state % 2:
+                raise UserError(f"{path}.d_state: rotary needs an even number, not {self.d_state}")
 
         def resolve_headdim(self, d_model: int) -> int:
             """The head width in use."""
@@ -120,6 +127,23 @@ class SSD(LinearRecurrentMixer):
             log_decay=-torch.exp(self.A_log.to(wide)) * dt,
             rest=(gate, x),
         )
+
+    def _read(self, hidden_states: Tensor, packing: Packing | None) -> tuple[RecurrenceInputs, Tensor]:
+        inputs, raw = super()._read(hidden_states, packing)
+        if self.config.rotary:
+            # Distances alone matter: with the last token at 0, the state that is left needs no position beside it.
+            places = torch.arange(1 - hidden_states.shape[1], 1, device=hidden_states.device)[:, None]
+            q, k = (rotate(t, places, self.config.rotary_theta) for t in (inputs.q, inputs.k))
+            inputs = replace(inputs, q=q, k=k)
+        return inputs, raw
+
+    def step(self, hidden_states: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `SequenceMixer.step`. With rotary, the new token is at 0, and what the state holds one place further."""
+        if self.config.rotary:
+            by_value = state["recurrence"].transpose(-1, -2)
+            before = torch.tensor(-1, device=by_value.device)
+            state = {**state, "recurrence": rotate(by_value, before, self.config.rotary_theta).transpose(-1, -2)}
+        return super().step(hidden_states, state)
 
     def _finish(self, mixed: Tensor, inputs: RecurrenceInputs) -> Tensor:
         gate, x = inputs.rest

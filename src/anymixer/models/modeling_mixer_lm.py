@@ -13,6 +13,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
+from anymixer.layers.cdmoe import take_balance_losses
 from anymixer.layers.packing import Packing, make_packing
 from anymixer.mixers.base import State, as_causal
 from anymixer.models.backbone import Backbone, Residual
@@ -203,6 +204,8 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden)
         if labels is not None:
             loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, targets.numel())
+            if self.training and (balance := take_balance_losses(self)) is not None:
+                loss = loss + balance
         kept = tuple(states) if output_hidden_states else None
         output = CausalLMOutput(loss=loss, logits=logits, past_key_values=cache, hidden_states=kept)
         return output if return_dict else output.to_tuple()

@@ -1,0 +1,38 @@
+"""What every channel mixer is, and the registry that YAML files choose from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anymixer.registry import Registry
+
+
+def identity(x: Tensor) -> Tensor:
+    """x as it is: the activation of a bilinear GLU."""
+    return x
+
+
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "sigmoid": torch.sigmoid, "none": identity}
+Activation = Literal["gelu", "silu", "relu", "sigmoid", "none"]
+
+
+class ChannelMixer(nn.Module):
+    """Base of channel mixers: `forward(hidden_states [batch, length, d_model])` of the same shape."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        """intermediate_size: inner width. bias: of every projection."""
+
+        intermediate_size: int = 3072
+        activation: Activation = "gelu"
+        bias: bool = True
+
+    def __init__(self, d_model: int, config: Config) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+
+
+channel_mixers: Registry[ChannelMixer] = Registry("channel mixer")
