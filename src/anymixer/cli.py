@@ -8,7 +8,6 @@ import typer
 
 from anymixer.entry_point import run
 from anymixer.errors import UserError
-from anymixer.errors import UserError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
