@@ -75,7 +75,8 @@ def main(request_file: str, answer_file: str) -> None:
             for place, value in enumerate(outputs(model, asked["rows"])):
                 tensors[f"{number}.{place}"] = value
             if asked["texts"]:
-                note["ids"] = AutoTokenizer.from_pretrained(asked["folder"])(asked["texts"])["input_ids"]
+                tokenizer = AutoTokenizer.from_pretrained(asked["folder"], trust_remote_code=True)
+                note["ids"] = tokenizer(asked["texts"])["input_ids"]
         except Exception as error:  # whatever it is, the user of the folder would meet it too
             note["error"] = f"{type(error).__name__}: {error}"
         notes[str(number)] = json.dumps(note)

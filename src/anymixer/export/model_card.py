@@ -83,7 +83,7 @@ def _usage(name: str, exported: "ExportedModel") -> str:
         f"## Use\n\n`pip install torch transformers{needs}`, and then:\n\n```python",
         f"from transformers import {auto}, AutoTokenizer",
         "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})',
         f'model = {auto}.from_pretrained("{name}"{trust})',
         'logits = model(**tokenizer("Some text.", return_tensors="pt")).logits',
         "```",
