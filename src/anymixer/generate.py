@@ -75,7 +75,7 @@ def generate_and_print(
     else:
         rows = [row[:l_prefix] for row in held_out_rows(config, tokenizer, n_samples)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    samples, seconds = sample(model.to(device), tokenizer, rows, options)
+    samples, seconds = sample(model.to(device=torch.device(device)), tokenizer, rows, options)  # type: ignore[arg-type]
     table = Table("nats/token", "prompt", "continuation", show_lines=True)
     for s in samples:
         table.add_row(f"{-s.log_likelihood:.2f}", s.prompt, s.continuation)
@@ -108,7 +108,7 @@ def sample(
         chosen = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
         how = {"do_sample": True, **chosen}
     began = time.perf_counter()
-    sequences = model.generate(
+    sequences: Any = model.generate(
         ids, attention_mask=mask, max_new_tokens=options.max_new_tokens, eos_token_id=end, pad_token_id=pad, **how
     )
     seconds = time.perf_counter() - began

@@ -149,7 +149,7 @@ def as_causal(spec: Mapping[str, Any] | str, d_model: int, path: str = "mixer") 
     Raises UserError, naming the key, for a mixer that sees later tokens.
     """
     cls, _ = parse_mixer(spec, d_model, path)
-    full = {"name": spec} if isinstance(spec, str) else dict(spec)
+    full: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "causal" in {f.name for f in fields(cls.Config)}:
         full.setdefault("causal", True)
     if not parse_mixer(full, d_model, path)[1].is_causal():

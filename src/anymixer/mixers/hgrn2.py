@@ -70,7 +70,7 @@ class HGRN2(LinearRecurrentMixer):
         self._bounds: tuple[LowerBounds, int] | None = None
 
     @classmethod
-    def share_between_layers(cls, mixers: list["HGRN2"], d_model: int) -> nn.Module | None:  # type: ignore[override]
+    def share_between_layers(cls, mixers: list[Any], d_model: int) -> nn.Module | None:
         """The learned lower bounds of those layers that have none of their own."""
         sharing = [mixer for mixer in mixers if mixer.config.lower_bound is None]
         if not sharing:

@@ -26,32 +26,38 @@ def taylor_features(x: Tensor) -> Tensor:
 FEATURES = {"elu": lambda x: elu(x) + 1, "relu": relu, "taylor": taylor_features}
 
 
+@dataclass(kw_only=True)
+class HeadsConfig(LinearRecurrentMixer.Config):
+    """num_heads: None gives heads of 64 channels. feature_dim: width of queries and keys per head."""
+
+    ALWAYS_CAUSAL: ClassVar[bool] = True
+
+    num_heads: int | None = None
+    feature_dim: int = 16
+    bias: bool = True
+
+    def validate(self, d_model: int, path: str) -> None:
+        """Raise UserError, naming `path` and the key, when the options do not fit `d_model`."""
+        heads = self.resolve_num_heads(d_model)
+        if heads < 1 or d_model % heads:
+            raise UserError(f"{path}.num_heads: {heads} does not divide d_model = {d_model}")
+        if self.feature_dim < 1:
+            raise UserError(f"{path}.feature_dim: {self.feature_dim} is not positive")
+
+    def resolve_num_heads(self, d_model: int) -> int:
+        """The number of heads in use."""
+        return max(1, d_model // 64) if self.num_heads is None else self.num_heads
+
+
 @register_mixer("linear_attention")
 class LinearAttention(LinearRecurrentMixer):
     """Attention with a feature map in place of the exponential: every token before counts, none is forgotten."""
 
     @dataclass(kw_only=True)
-    class Config(LinearRecurrentMixer.Config):
-        """num_heads: None gives heads of 64 channels. feature_dim: width of queries and keys per head. feature_map: elu
-        (plus one), relu, or taylor (of the exponential, to second order)."""
+    class Config(HeadsConfig):
+        """feature_map: elu (plus one), relu, or taylor (of the exponential, to second order)."""
 
-        ALWAYS_CAUSAL: ClassVar[bool] = True
-
-        num_heads: int | None = None
-        feature_dim: int = 16
         feature_map: Literal["elu", "relu", "taylor"] = "elu"
-        bias: bool = True
-
-        def validate(self, d_model: int, path: str) -> None:
-            heads = self.resolve_num_heads(d_model)
-            if heads < 1 or d_model % heads:
-                raise UserError(f"{path}.num_heads: {heads} does not divide d_model = {d_model}")
-            if self.feature_dim < 1:
-                raise UserError(f"{path}.feature_dim: {self.feature_dim} is not positive")
-
-        def resolve_num_heads(self, d_model: int) -> int:
-            """The number of heads in use."""
-            return max(1, d_model // 64) if self.num_heads is None else self.num_heads
 
     def __init__(self, d_model: int, *, layer_idx: int | None = None, **options: Any) -> None:
         """d_model: width in and out; options: the fields of `Config`."""
@@ -95,8 +101,8 @@ class NormalizedAttention(LinearRecurrentMixer):
     equation 21)."""
 
     @dataclass(kw_only=True)
-    class Config(LinearAttention.Config):
-        """num_heads, feature_dim, bias: as for `linear_attention`; feature_map is not read."""
+    class Config(HeadsConfig):
+        """One head unless `num_heads` says otherwise, as published."""
 
         num_heads: int | None = 1
 

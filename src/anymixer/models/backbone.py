@@ -136,7 +136,7 @@ class Backbone(nn.Module):
         """The last output, and every layer's state after the last token of each row."""
         states = []
         for layer in self.layers:
-            hidden_states, state = layer.prefill(hidden_states, packing)
+            hidden_states, state = layer.prefill(hidden_states, packing)  # type: ignore[operator]
             states.append(state)
         return self._normalised(hidden_states), states
 
@@ -144,7 +144,7 @@ class Backbone(nn.Module):
         """One token of each row, [batch, 1, d_model], given and returning every layer's state."""
         after = []
         for layer, state in zip(self.layers, states):
-            hidden_states, state = layer.step(hidden_states, state)
+            hidden_states, state = layer.step(hidden_states, state)  # type: ignore[operator]
             after.append(state)
         return self._normalised(hidden_states), after
 
@@ -154,7 +154,7 @@ class Backbone(nn.Module):
 
 def _shared(layers: nn.ModuleList, d_model: int) -> dict[str, nn.Module]:
     """What the mixers of each class share over the layers, by the class's name in lower case."""
-    mixers = [layer.sequence.mixer for layer in layers]  # type: ignore[union-attr]
+    mixers: list[Any] = [layer.sequence.mixer for layer in layers]  # type: ignore[union-attr]
     classes = dict.fromkeys(type(mixer) for mixer in mixers)
     shared = {
         cls.__name__.lower(): cls.share_between_layers([m for m in mixers if type(m) is cls], d_model)

@@ -75,12 +75,12 @@ class MixerLMPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             nn.init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.LayerNorm):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, Residual) and module.weight is not None:
             nn.init.ones_(module.weight)
-        elif hasattr(module, "reset_own_parameters"):
-            module.reset_own_parameters()
+        elif (reset := getattr(module, "reset_own_parameters", None)) is not None:
+            reset()
 
 
 class MixerLMModel(MixerLMPreTrainedModel):
