@@ -137,7 +137,7 @@ def test_a_cut_shard_is_named_before_any_work(data, tmp_path, capsys):
 
     copy = tmp_path / "mds"
     shutil.copytree(data, copy)
-    shard = next((copy / "train").glob("shard.*"))
+    shard = next((copy / "train").rglob("shard.*"))
     shard.write_bytes(shard.read_bytes()[:-7])
     assert call_main(arguments(copy)) == 2
     assert str(shard) in capsys.readouterr().err
