@@ -1,6 +1,6 @@
 """Pictures of mixing matrices on a sentence, before and after training: one PNG a run, and a README that shows them.
 
-    anymixer report matrices runs/demo-hydra runs/demo-attention --output docs/gallery
+    anymixer report matrices runs/demo-hydra runs/demo-attention --output gallery
 
 Rows are layers (the first, the middle one, the last), columns heads, first at initialization, then trained. A pixel
 (i, j) is how much token i takes from token j: red adds, blue subtracts. Each picture has its own scale, written
