@@ -88,3 +88,10 @@ def test_where_and_how_checkpoints_are_written(tiny_run, tmp_path):
     assert save_folder(tiny_run.config(save_folder=str(tmp_path / "{run_name}"))) == tmp_path / "tiny"
     fsdp = {"parallelism_config": {"fsdp": {"state_dict_type": "sharded"}}, "device_train_microbatch_size": 1}
     assert saves_shards(tiny_run.config(**fsdp)) and not saves_shards(tiny_run.config())
+
+
+def test_a_backend_that_cannot_run_is_refused(tiny_run, monkeypatch):
+    monkeypatch.setattr("anymixer_kernels.backend.triton_problem", lambda device: "it is out today")
+    with pytest.raises(UserError, match=r"^backend: it is out today"):
+        plan_launch(tiny_run.config(backend="triton"))
+    plan_launch(tiny_run.config(backend="auto"))

@@ -72,6 +72,7 @@ class TaskTrainerConfig:
     train_subset_num_batches: int = -1
     eval_subset_num_batches: int = -1
     compile: bool = False
+    backend: str = "auto"
     deterministic_mode: bool = False
 
     def validate(self, key: str) -> None:
@@ -95,7 +96,7 @@ class TaskTrainerConfig:
     def passed_on(self) -> dict[str, Any]:
         """The keys that a job's Trainer takes as they are, less those left at their defaults."""
         names = ("device_train_microbatch_size", "device_eval_batch_size", "train_subset_num_batches")
-        names += ("eval_subset_num_batches", "compile", "deterministic_mode")
+        names += ("eval_subset_num_batches", "compile", "backend", "deterministic_mode")
         default = TaskTrainerConfig()
         return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(default, n)}
 

@@ -17,6 +17,7 @@ TRAINER_KEYS = (
     "device_eval_batch_size",
     "global_eval_batch_size",
     "compile",
+    "backend",
     "deterministic_mode",
     "dist_timeout",
     "progress_bar",

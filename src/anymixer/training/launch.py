@@ -40,7 +40,7 @@ class LaunchPlan:
             microbatch += " (auto: the whole batch of a rank)"
         return (
             f"device {self.device}, {ranks}, precision {precision}, "
-            f"global batch {config.global_train_batch_size}, microbatch {microbatch}, "
+            f"mixing ops {config.backend}, global batch {config.global_train_batch_size}, microbatch {microbatch}, "
             f"evaluation batch {self.device_eval_batch_size}"
         )
 
@@ -62,6 +62,7 @@ def plan_launch(config: TrainerConfig) -> LaunchPlan:
         device_train_microbatch_size=_microbatch(config, device, train),
         device_eval_batch_size=_eval_batch(config, world_size, train),
     )
+    _check_backend(config, device)
     _check_save_folder(config)
     return plan
 
@@ -104,6 +105,15 @@ def _precision(config: TrainerConfig, device: str) -> str:
     if device == "cpu" and precision != "fp32":
         raise UserError(f"precision: {precision} needs a GPU, but this run is on the CPU; set precision=auto")
     return precision
+
+
+def _check_backend(config: TrainerConfig, device: str) -> None:
+    if config.backend != "triton":
+        return
+    from anymixer_kernels.backend import triton_problem
+
+    if problem := triton_problem("cuda" if device == "gpu" else device):
+        raise UserError(f"backend: {problem}; auto takes what runs here")
 
 
 def _microbatch(config: TrainerConfig, device: str, train: int) -> int | str:
