@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from anymixer_kernels.backend import current_backend
+from anymixer_kernels.backend import current_backend, takes_triton
 from anymixer_kernels.depthwise_conv.reference import depthwise_conv_reference
 from anymixer_kernels.depthwise_conv.torch_form import depthwise_conv_torch
 
 __all__ = ["depthwise_conv", "depthwise_conv_reference", "depthwise_conv_step", "depthwise_conv_torch"]
+
+# The widest kernel of the Triton form, which writes out its taps one by one.
+UNROLLED = 32
 
 
 def depthwise_conv(
@@ -32,6 +35,11 @@ def depthwise_conv(
     bias: [channels]. sequence_id: [batch, length], -1 for padding; packed: False promises that each row
     holds at most one sequence, which allows a cheaper form. Returns [batch, length, channels].
     """
+    unsupported = f"more than {UNROLLED} taps" if weight.shape[-1] > UNROLLED else None
+    if takes_triton(x, "depthwise_conv", unsupported):
+        from anymixer_kernels.depthwise_conv.triton_form import depthwise_conv_triton
+
+        return depthwise_conv_triton(x, weight, bias, sequence_id, activate, causal)
     form = depthwise_conv_reference if current_backend() == "reference" else depthwise_conv_torch
     mixed = form(x, weight, bias, sequence_id, packed, causal)
     return silu(mixed) if activate else mixed

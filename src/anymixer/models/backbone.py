@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from anymixer_kernels.add_norm import add_norm
 from torch import Tensor, nn
 
 from anymixer.layers.channel_mixers import channel_mixers
@@ -52,7 +53,11 @@ class Residual(nn.Module):
         """The residual with `mix` in the mixer's place."""
         mixed = self.dropout(mix(self.norm(hidden_states) if self.prenorm else hidden_states))
         kept = hidden_states if self.weight is None else self.weight * hidden_states
-        return kept + mixed if self.prenorm else self.norm(kept + mixed)
+        if self.prenorm:
+            return kept + mixed
+        if isinstance(self.norm, nn.LayerNorm):
+            return add_norm(kept, mixed, self.norm.weight, self.norm.bias, self.norm.eps)
+        return self.norm(kept + mixed)
 
 
 class Layer(nn.Module):

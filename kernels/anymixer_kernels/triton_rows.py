@@ -1,0 +1,35 @@
+"""How the Triton forms of norms lay out tensors: as rows, several of which make a tile."""
+
+from torch import Tensor
+
+from anymixer_kernels.triton_common import block_of
+
+MAX_ROWS = 64
+# Backward programs enough to fill a large GPU several times over; a program goes through several tiles, which keeps
+# the partial sums of the parameters' gradients small.
+PROGRAMS, MAX_TILES = 1024, 64
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """[rows, width], without a copy where the last axis has no gaps and the others flatten."""
+    tensor = tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def tile(width: int, entries: int) -> dict[str, int]:
+    """Columns and rows of a tile of about `entries` numbers, and the warps that work on it."""
+    block = block_of(width)
+    rows = min(MAX_ROWS, max(1, entries // block))
+    return {
+        "ROWS": rows,
+        "BLOCK": block,
+        "num_warps": min(16, max(1, rows * block // (1024 if rows * block > 4096 else 512))),
+    }
+
+
+def tiles_of_program(tiles: int) -> int:
+    """Tiles that a backward program goes through: a power of two, so that few kernels are compiled."""
+    steps = 1
+    while steps < MAX_TILES and steps * 2 * PROGRAMS <= tiles:
+        steps *= 2
+    return steps

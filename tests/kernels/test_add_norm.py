@@ -1,0 +1,120 @@
+"""The residual sum with its LayerNorm: every form against PyTorch's LayerNorm in float64."""
+
+import pytest
+import torch
+from anymixer_kernels import force_backend
+from anymixer_kernels.add_norm import ONE_PROGRAM, add_norm
+from torch.nn.functional import layer_norm
+from triton_cases import DEVICE, ON_GPU, needs_triton, poisoned, relative_error  # noqa: F401
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+SHAPES = [(1, 8), (3, 5, 24), (2, 70, 130), *([(512, 128, 768), (2, 4097, 1000), (3, 16384)] if ON_GPU else [])]
+EPS = 1e-5
+
+
+def make_inputs(shape, dtype, branch_dtype, device="cpu"):
+    """residual; branch, a slice of a wider tensor; weight; bias."""
+    g = torch.Generator().manual_seed(0)
+    residual, wide = (torch.randn(*shape[:-1], shape[-1] + 16 * i, generator=g, dtype=torch.float64) for i in range(2))
+    weight, bias = torch.randn(2, shape[-1], generator=g, dtype=torch.float64)
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = (residual.to(dtype) + 0.5, wide.to(branch_dtype)[..., 8 : 8 + shape[-1]], weight, bias)
+    kinds = (dtype, branch_dtype, parameters, parameters)
+    return [t.to(device, kind).detach().requires_grad_() for t, kind in zip(tensors, kinds)]
+
+
+def with_grads(form, tensors, cotangent):
+    y = form(*tensors)
+    return [y, *torch.autograd.grad(y, tensors, cotangent.to(y.dtype))]
+
+
+def layer_norm_of(tensors, cotangent):
+    """In float64, of the same numbers."""
+    leaves = [t.detach().double().requires_grad_() for t in tensors]
+    return with_grads(lambda r, b, *p: layer_norm(r + b, r.shape[-1:], *p, eps=EPS), leaves, cotangent)
+
+
+def check(pairs, tolerance):
+    errors = [relative_error(actual, expected) for actual, expected in pairs]
+    assert max(errors) < tolerance, errors
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_plain_forms_equal_layer_norm_in_float64(backend):
+    tensors = make_inputs((3, 5, 24), torch.float64, torch.float64)
+    cotangent = torch.randn(3, 5, 24, dtype=torch.float64)
+    with force_backend(backend):
+        actual = with_grads(lambda *t: add_norm(*t, EPS), tensors, cotangent)
+    check(zip(actual, layer_norm_of(tensors, cotangent)), 1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_the_sum_is_not_rounded_and_the_result_is_as_asked(backend):
+    tensors = make_inputs((4, 24), torch.float32, torch.bfloat16)
+    with force_backend(backend):
+        assert add_norm(*tensors, EPS).dtype == torch.float32
+        y = add_norm(*tensors, EPS, dtype=torch.bfloat16)
+        without_bias = add_norm(*tensors[:3], None, EPS)
+    assert y.dtype == torch.bfloat16
+    exact = layer_norm_of(tensors, torch.ones(4, 24))[0]
+    assert torch.equal(y, exact.float().bfloat16())
+    check([(without_bias + tensors[3], exact)], 1e-6)
+
+
+@needs_triton
+@pytest.mark.parametrize("branch_dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_triton_equals_layer_norm_with_all_gradients(shape, dtype, branch_dtype, poisoned):  # noqa: F811
+    tensors = make_inputs(shape, torch.float32, branch_dtype, DEVICE)
+    cotangent = torch.randn(shape).to(DEVICE, dtype)
+    with force_backend("triton"):
+        actual = with_grads(lambda *t: add_norm(*t, EPS, dtype=dtype), tensors, cotangent)
+    assert [t.dtype for t in actual] == [dtype, torch.float32, branch_dtype, torch.float32, torch.float32]
+    expected = layer_norm_of(tensors, cotangent)
+    check(zip(actual, expected), TOLERANCE[torch.bfloat16])
+    # What is returned in float32 is exact, whatever comes in.
+    exact = [pair for pair in zip(actual, expected) if pair[0].dtype == torch.float32]
+    check(exact, TOLERANCE[torch.float32])
+
+
+@needs_triton
+def test_triton_without_bias_and_with_several_tiles_a_program(poisoned, monkeypatch):  # noqa: F811
+    from anymixer_kernels import triton_rows
+
+    monkeypatch.setattr(triton_rows, "PROGRAMS", 1)
+    monkeypatch.setattr(triton_rows, "MAX_ROWS", 2)
+    tensors = make_inputs((2, 7, 12), torch.float32, torch.float32, DEVICE)[:3]
+    cotangent = torch.randn(2, 7, 12).to(DEVICE)
+    with force_backend("triton"):
+        actual = with_grads(lambda *t: add_norm(*t, None, EPS), tensors, cotangent)
+    check(zip(actual, layer_norm_of(tensors, cotangent)), 1e-4)
+
+
+@needs_triton
+def test_triton_compiles_without_graph_breaks():
+    tensors = make_inputs((2, 3, 8), torch.float32, torch.bfloat16, DEVICE)
+    with force_backend("triton"):
+        compiled = torch.compile(add_norm, backend="aot_eager", fullgraph=True)
+        results = [with_grads(lambda *t, f=f: f(*t, EPS), tensors, torch.ones(2, 3, 8)) for f in (compiled, add_norm)]
+    for actual, expected in zip(*results):
+        torch.testing.assert_close(actual, expected)
+
+
+@needs_triton
+def test_too_wide_a_row_is_refused_by_name():
+    x = torch.zeros(1, ONE_PROGRAM + 1, device=DEVICE)
+    with force_backend("triton"), pytest.raises(RuntimeError, match=r"add_norm.*wider"):
+        add_norm(x, x, x[0], None, EPS)
+
+
+@needs_triton
+@pytest.mark.skipif(not ON_GPU, reason="needs 60 GB")
+def test_more_than_two_to_the_31_numbers():
+    residual = torch.randn(2**20 + 8, 2050, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
+    weight, bias = torch.randn(2, 2050, device=DEVICE)
+    y = add_norm(residual, residual.detach(), weight, bias, EPS)
+    (grad,) = torch.autograd.grad(y, residual, torch.ones_like(y))
+    last = residual[-2:].detach()
+    expected = layer_norm_of((last, last, weight, bias), torch.ones_like(last))
+    check(zip((y[-2:], grad[-2:]), expected), TOLERANCE[torch.bfloat16])
