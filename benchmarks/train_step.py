@@ -36,7 +36,7 @@ def bench_step(
     ids = torch.randint(5, vocab_size, (options.tokens // length, length), device=device)
     labels = torch.where(torch.rand(ids.shape, device=device) < MASKED, ids, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
-    call = torch.compile(model) if options.compile else model
+    call = torch.compile(model, mode=options.mode) if options.compile else model
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
 
     def step() -> None:
@@ -75,9 +75,10 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[128])
     parser.add_argument("--repeat", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument("--mode", default="default", help="of torch.compile: reduce-overhead for CUDA graphs")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compiled = ", compiled" if options.compile else ""
+    compiled = f", compiled ({options.mode})" if options.compile else ""
     found = print_header(device, f"{options.tokens:,} tokens a step, median of {options.repeat}{compiled}")
     models = {str(file): load_config(file).model for file in options.files}
     models = {"attention baseline": baseline_like(next(iter(models.values()))), **models}

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from anymixer_kernels.depthwise_conv import depthwise_conv
-from anymixer_kernels.quasiseparable import QuasiseparableInputs, quasiseparable, quasiseparable_matrix
+from anymixer_kernels.hydra_core import HydraParameters, hydra_core, split_projected
+from anymixer_kernels.quasiseparable import QuasiseparableInputs, quasiseparable_matrix
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from anymixer.errors import UserError
 from anymixer.layers.norm import GatedRMSNorm
@@ -142,51 +141,46 @@ class Hydra(SequenceMixer):
         names = ("dt_bias", "A_log", "D", "init_states")
         return {name: ParamHint(weight_decay=False) for name in names if hasattr(self, name)}
 
-    def _project(self, hidden_states: Tensor, packing: Packing | None) -> tuple[Tensor, QuasiseparableInputs]:
-        """The gate [batch, length, d_inner], and what the mixing op reads."""
+    def core_parameters(self) -> HydraParameters:
+        """What lies between the two projections."""
         config = self.config
-        ids = None if packing is None else packing.sequence_id
-        gate, mixed, dt = self.in_proj(hidden_states).split(self._split, dim=-1)
-        mixed = depthwise_conv(
-            mixed,
-            self.conv1d.weight,
-            self.conv1d.bias,
-            sequence_id=ids,
-            packed=packing is not None and packing.packed,
-        )
-        states = config.ngroups * config.d_state
-        x, *projections = mixed.split([self.d_inner] + 4 * [states], dim=-1)
-        B_f, C_f, B_b, C_b = (p.unflatten(-1, (config.ngroups, config.d_state)) for p in projections)
-        wide = torch.promote_types(dt.dtype, torch.float32)
-        dt = softplus(dt.to(wide).unflatten(-1, (2, self.nheads)) + self.dt_bias.to(wide))
-        if config.dt_limit != (0.0, math.inf):
-            dt = dt.clamp(*config.dt_limit)
-        dt_f, dt_b = dt.unbind(dim=-2)
-        return gate, QuasiseparableInputs(
-            x=x.unflatten(-1, (self.nheads, self.headdim)),
-            dt=(dt_f, dt_b),
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        return HydraParameters(
+            conv_weight=self.conv1d.weight,
+            conv_bias=self.conv1d.bias,
+            dt_bias=self.dt_bias,
             A=-torch.exp(self.A_log.to(wide)),
-            B=(B_f, B_b),
-            C=(C_f, C_b),
-            diagonal=self.fc_D(x) + self.D.to(x.dtype) if config.free_diagonal else None,
-            sequence_id=ids,
+            norm_weight=self.norm.weight,
+            D=self.D if config.free_diagonal else None,
+            fc_D=self.fc_D if config.free_diagonal else None,
             initial_state=self.init_states if config.learnable_init_states else None,
+            headdim=self.headdim,
+            d_state=config.d_state,
+            ngroups=config.ngroups,
+            dt_limit=config.dt_limit,
             shift=config.shift,
+            eps=self.norm.eps,
+            chunk_size=config.chunk_size,
         )
+
+    def _mixing_inputs(self, hidden_states: Tensor, packing: Packing | None) -> QuasiseparableInputs:
+        ids = None if packing is None else packing.sequence_id
+        packed = packing is not None and packing.packed
+        return split_projected(self.in_proj(hidden_states), self.core_parameters(), ids, packed=packed)[1]
 
     def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """[batch, length, d_model] -> the same shape; see `SequenceMixer.forward`."""
-        gate, inputs = self._project(hidden_states, packing)
-        mixed = quasiseparable(inputs, chunk_size=self.config.chunk_size)
-        return self.out_proj(self.norm(mixed.flatten(-2), gate))
+        ids = None if packing is None else packing.sequence_id
+        packed = packing is not None and packing.packed
+        return self.out_proj(hydra_core(self.in_proj(hidden_states), self.core_parameters(), ids, packed=packed))
 
     def matrix(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """M per head: [batch, nheads, length, length] (without what learnable initial states add)."""
-        return quasiseparable_matrix(self._project(hidden_states, packing)[1])
+        return quasiseparable_matrix(self._mixing_inputs(hidden_states, packing))
 
     def values(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """x per head: [batch, nheads, length, headdim]."""
-        return self._project(hidden_states, packing)[1].x.transpose(1, 2)
+        return self._mixing_inputs(hidden_states, packing).x.transpose(1, 2)
 
     def output(self, mixed: Tensor, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """Gated norm and projection of [batch, nheads, length, headdim]."""

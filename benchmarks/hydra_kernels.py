@@ -1,0 +1,198 @@
+"""Time each kernel of Hydra's core against the bytes it must move, and try tilings of the mixing kernel.
+
+    python benchmarks/hydra_kernels.py --lengths 128 2048          # a GPU
+    python benchmarks/hydra_kernels.py --lengths 128 --tune        # every setting, to choose the kernels' constants
+
+bfloat16 activations, float32 parameters; 65,536 tokens of a block of d_model 768 unless told. "x floor" is the time
+over that of moving each input and output once at the rate of a copy measured in the run.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import torch
+import triton
+from anymixer_kernels.depthwise_conv import triton_form as conv_form
+from anymixer_kernels.depthwise_conv.triton_form import launch_conv, launch_conv_backward
+from anymixer_kernels.gated_norm import triton_form as norm_form
+from anymixer_kernels.gated_norm.triton_form import launch_gated_norm, launch_gated_norm_backward
+from anymixer_kernels.quasiseparable import triton_gradients, triton_mix
+from anymixer_kernels.quasiseparable.triton_form import CHUNK, Operands
+from anymixer_kernels.quasiseparable.triton_gradients import Gradients, launch_gradients
+from anymixer_kernels.quasiseparable.triton_log_weights import Steps, log_weights, log_weights_backward
+from anymixer_kernels.quasiseparable.triton_mix import Side, Tiling, launch_mix
+from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states, launch_cross
+from rich.console import Console
+from rich.table import Table
+from timing import measure, print_header
+
+NHEADS, HEADDIM, D_STATE, WIDTH = 24, 64, 64, 7
+# What `--tune` tries of a stage: module constants.
+KNOBS: dict[str, list[tuple[ModuleType, dict[str, object]]]] = {
+    "mix": [
+        (triton_mix, {"TILING": Tiling(*tiling)})
+        for tiling in ((128, 2, 8, 3), (128, 1, 8, 3), (64, 1, 4, 3), (128, 2, 8, 2))
+    ],
+    "gradients of readers": [
+        (triton_gradients, {"ROWS": rows, "WARPS": warps, "STAGES": stages})
+        for rows, warps, stages in ((64, 8, 3), (64, 8, 2), (64, 8, 4), (32, 4, 3))
+    ],
+    "convolution": [(conv_form, {"FORWARD_TOKENS": n, "THREAD_BYTES": size}) for n in (32, 64) for size in (8, 16)],
+    "convolution backward": [
+        (conv_form, {"BACKWARD_TOKENS": n, "THREAD_BYTES": size}) for n in (64, 128) for size in (4, 8, 16)
+    ],
+    "gated norm backward": [(norm_form, {"BACKWARD_ENTRIES": n}) for n in (2048, 4096, 8192)],
+}
+
+
+class Case:
+    """Random inputs of one length, and the stages of the core as calls."""
+
+    def __init__(self, tokens: int, length: int, device: torch.device) -> None:
+        def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+            return torch.randn(*shape, device=device, dtype=dtype)
+
+        batch, d_inner = tokens // length, NHEADS * HEADDIM
+        conv = d_inner + 4 * D_STATE
+        self.tokens = tokens
+        self.projected, self.grad_projected = (normal(batch, length, d_inner + conv + 2 * NHEADS) for _ in range(2))
+        self.mixed, self.grad_mixed = normal(batch, length, conv), normal(batch, length, conv)
+        self.y, self.grad_y, self.out = (normal(batch, length, d_inner) for _ in range(3))
+        self.weight, self.bias = normal(conv, 1, WIDTH, dtype=torch.float32), normal(conv, dtype=torch.float32)
+        self.norm = normal(d_inner, dtype=torch.float32)
+        self.slices = [self.projected[..., :d_inner], self.projected[..., d_inner : d_inner + conv]]
+        self.grad_slices = [self.grad_projected[..., :d_inner], self.grad_projected[..., d_inner : d_inner + conv]]
+        first = d_inner + conv
+        raw = self.projected[..., first : first + NHEADS], self.projected[..., first + NHEADS :]
+        self.grad_raw = self.grad_projected[..., first : first + NHEADS], self.grad_projected[..., first + NHEADS :]
+        A, dt_bias = -torch.rand(NHEADS, device=device), torch.full((NHEADS,), -4.0, device=device)
+        self.steps = Steps(*raw, A, dt_bias, None)
+        B, C = self._projections(self.mixed)
+        self.operands = Operands(self._heads(self.mixed), B, C, self.steps, normal(batch, length, NHEADS))
+        self.weights = log_weights(self.steps, min(CHUNK, length))
+        self.states = None
+        if self.weights.nchunks > 1:
+            self.states = gather_states(self._sources(), self.weights, None, readers=False)
+        self.logs = [torch.randn_like(self.weights.row) for _ in range(2)]
+
+    @staticmethod
+    def _heads(mixed: torch.Tensor) -> torch.Tensor:
+        return mixed[..., : NHEADS * HEADDIM].unflatten(-1, (NHEADS, HEADDIM))
+
+    @staticmethod
+    def _projections(mixed: torch.Tensor) -> tuple[tuple, tuple]:
+        B_f, C_f, B_b, C_b = mixed[..., NHEADS * HEADDIM :].unflatten(-1, (4, 1, D_STATE)).unbind(-3)
+        return (B_f, B_b), (C_f, C_b)
+
+    def _sources(self) -> Side:
+        return self.operands.sources(self.weights)
+
+    def _readers(self) -> Side:
+        return self.operands.readers(self.weights, self.grad_y.unflatten(-1, (NHEADS, HEADDIM)))
+
+    def stages(self) -> Iterator[tuple[str, Callable[[], object], float]]:
+        """Name, call, and the bytes per token that it must move."""
+        inner, conv, small = 2 * NHEADS * HEADDIM, 2 * (NHEADS * HEADDIM + 4 * D_STATE), 4 * NHEADS
+        gate, convolved = self.slices
+        grad_gate, grad_convolved = self.grad_slices
+        options = {"activate": True, "causal": False}
+        weights, states = self.weights, self.states
+        held = 0 if states is None else 2 * 2 * NHEADS * HEADDIM * D_STATE / weights.chunk
+        taps = self.weight, self.bias, None
+        yield "convolution", lambda: launch_conv(convolved, *taps, self.mixed, **options), 2 * conv
+        yield "log weights", lambda: log_weights(self.steps, weights.chunk), small + 4 * small
+        if states is not None:
+            yield "states", lambda: gather_states(self._sources(), weights, None, readers=False), conv + held
+            crossing = self._readers(), weights, None, states
+            y = self.y.unflatten(-1, (NHEADS, HEADDIM))
+            yield "cross forward", lambda: launch_cross(*crossing, readers=True, out=y), inner + held
+            B, C = self._projections(self.grad_mixed)
+            of_readers, of_sources = Gradients(*C, self.logs[0]), Gradients(*B, self.logs[1])
+            yield "cross readers", lambda: launch_cross(*crossing, readers=True, grads=of_readers), inner + held
+            yield (
+                "cross sources",
+                lambda: launch_cross(
+                    self._sources(), weights, None, states, readers=False, out=self._heads(self.grad_mixed),
+                    grads=of_sources, entered=states,
+                ),
+                2 * inner + 2 * held,
+            )  # fmt: skip
+            yield "carry", lambda: carry_states(states, weights, None, self.y.shape[1], backwards=False), 2 * held
+        yield "mix", self.mix(), conv + inner + 5 * small + held
+        yield "gradients of readers", self.gradients(readers=True), conv + inner + 2 * 2 * D_STATE + 6 * small
+        yield "gradients of sources", self.gradients(readers=False), conv + inner + 2 * 2 * D_STATE + 6 * small
+        yield "gated norm", lambda: launch_gated_norm(self.y, gate, self.norm, 1e-5, self.out), 3 * inner
+        yield (
+            "gated norm backward",
+            lambda: launch_gated_norm_backward(self.out, self.y, gate, self.norm, 1e-5, self.grad_y, grad_gate),
+            5 * inner,
+        )
+        yield (
+            "log weights backward",
+            lambda: log_weights_backward(self.steps, weights, *self.logs, None, self.grad_raw),
+            6 * small,
+        )
+        yield (
+            "convolution backward",
+            lambda: launch_conv_backward(self.grad_mixed, convolved, *taps, grad_convolved, **options),
+            3 * conv,
+        )
+
+    def mix(self) -> Callable[[], object]:
+        """The product; the gradient of x is the same with the sides changed."""
+        add, y = self.states is not None, self.y.unflatten(-1, (NHEADS, HEADDIM))
+        return lambda: launch_mix(
+            self.operands.readers(self.weights, None), self._sources(), self.weights, None, y,
+            readers=True, add=add, diagonal=self.operands.diagonal,
+        )  # fmt: skip
+
+    def gradients(self, *, readers: bool) -> Callable[[], object]:
+        """The gradients through the matrix, of one side."""
+        B, C = self._projections(self.grad_mixed)
+        sides = [self._readers(), self._sources()]
+        own, other = sides if readers else sides[::-1]
+        diagonal = torch.empty(*self.y.shape[:2], NHEADS, device=self.y.device) if readers else None
+        grads = Gradients(*(C if readers else B), self.logs[0])
+        return lambda: launch_gradients(own, other, self.weights, None, grads, readers=readers, grad_diagonal=diagonal)
+
+
+def tune(case: Case, device: torch.device) -> None:
+    """Print the time of each stage with each of its settings; the fastest becomes the process's."""
+    for stage, settings in KNOBS.items():
+        times = []
+        for module, values in settings:
+            vars(module).update(values)
+            call = next(call for name, call, _ in case.stages() if name == stage)
+            try:
+                times.append((measure(call, device, warmup=2, repeat=7).milliseconds, module, values))
+            except triton.runtime.errors.OutOfResources as error:
+                print(f"{stage} {values}: {error}")
+        for time, _, values in sorted(times, key=lambda entry: entry[0]):
+            print(f"{stage:20} {time:.3f} ms: {', '.join(f'{key} {value}' for key, value in values.items())}")
+        _, module, values = min(times, key=lambda entry: entry[0])
+        vars(module).update(values)
+
+
+def main() -> None:
+    """Parse arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 2048])
+    parser.add_argument("--tokens", type=int, default=65536)
+    parser.add_argument("--tune", action="store_true")
+    options = parser.parse_args()
+    device = torch.device("cuda")
+    found = print_header(device, f"{options.tokens:,} tokens, {NHEADS} heads of {HEADDIM}, d_state {D_STATE}")
+    for length in options.lengths:
+        case = Case(options.tokens, length, device)
+        if options.tune:
+            tune(case, device)
+        table = Table("length", "stage", "ms", "floor ms", "x floor")
+        for name, call, size in case.stages():
+            time, floor = measure(call, device).milliseconds, size * options.tokens / found["copy_gbs"] / 1e6
+            table.add_row(str(length), name, f"{time:.3f}", f"{floor:.3f}", f"{time / floor:.1f}")
+        Console(width=80).print(table)
+
+
+if __name__ == "__main__":
+    main()
