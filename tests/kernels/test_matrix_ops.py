@@ -7,6 +7,7 @@ import pytest
 import torch
 from anymixer_kernels import blockwise, force_backend
 from anymixer_kernels.cauchy import cauchy_matrix, cauchy_mix
+from anymixer_kernels.low_rank import low_rank_matrix, low_rank_mix
 from anymixer_kernels.toeplitz import toeplitz_matrix, toeplitz_mix
 from anymixer_kernels.toeplitz import torch_form as toeplitz_fast
 from anymixer_kernels.vandermonde import vandermonde_matrix, vandermonde_mix
@@ -43,7 +44,11 @@ def shared_toeplitz(q, k, v, ids):
     return toeplitz_mix(q[0, ..., 0], k[0, ..., 0], v, ids)
 
 
-OPS = [cauchy, vandermonde, toeplitz, shared_toeplitz]
+def low_rank(q, k, v, ids):
+    return low_rank_mix(q, k, v, ids)
+
+
+OPS = [cauchy, vandermonde, toeplitz, shared_toeplitz, low_rank]
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -93,6 +98,7 @@ def test_matrices_are_their_formulas_entry_by_entry():
         "cauchy": cauchy_matrix(q, k, torch.tensor(0.7)),
         "vandermonde": vandermonde_matrix(q, k, 0.1),
         "toeplitz": toeplitz_matrix(q[..., 0], k[..., 0], 1),
+        "low_rank": low_rank_matrix(q, k),
     }
     for t in range(4):
         for s in range(4):
@@ -102,6 +108,7 @@ def test_matrices_are_their_formulas_entry_by_entry():
                 "vandermonde": sum(
                     math.cos(0.2 * math.pi * a * s) - math.cos(0.2 * math.pi * b * t) for a, b in zip(row, column)
                 ),
+                "low_rank": sum(a * b for a, b in zip(row, column)),
                 "toeplitz": float(q[0, t - s, 0, 0] if t >= s else k[0, s - t, 0, 0]),
             }
             for name, value in expected.items():

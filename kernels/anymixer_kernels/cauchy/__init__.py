@@ -8,21 +8,37 @@
 import torch
 from torch import Tensor
 
-from anymixer_kernels.backend import current_backend
+from anymixer_kernels.backend import current_backend, takes_triton
 from anymixer_kernels.blockwise import mix_in_blocks, wide
 from anymixer_kernels.cauchy.reference import cauchy_matrix, sum_of_reciprocals
+from anymixer_kernels.row_scale import finish_rows
 
 __all__ = ["cauchy_matrix", "cauchy_mix"]
 
 
-def cauchy_mix(q: Tensor, k: Tensor, v: Tensor, shift: Tensor, sequence_id: Tensor | None = None) -> Tensor:
-    """Y = M V.
+def cauchy_mix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shift: Tensor,
+    sequence_id: Tensor | None = None,
+    *,
+    scale: Tensor | float = 1.0,
+    residual: bool = False,
+) -> Tensor:
+    """Y = scale * M V, and + V with `residual`.
 
     q, k: [batch, length, nheads, qk_dim]. v: [batch, length, nheads, headdim]. shift: scalar, at least 0.
-    sequence_id: [batch, length], -1 for padding; tokens of different sequences do not mix. Returns v's shape and
-    dtype.
+    sequence_id: [batch, length], -1 for padding; tokens of different sequences do not mix. scale: a number or, row by
+    row, [batch, length]; it gets no gradient. Returns v's shape and dtype.
     """
+    if takes_triton(v, "Cauchy mixing"):
+        from anymixer_kernels.cauchy.triton_form import cauchy_triton
+
+        return cauchy_triton(q, k, v, shift, sequence_id, scale, residual)
     if current_backend() == "reference":
-        return torch.einsum("bhtl,blhp->bthp", cauchy_matrix(q, k, shift, sequence_id).to(v.dtype), v)
-    rows, columns = torch.exp(wide(q)) + wide(shift), torch.exp(wide(k))
-    return mix_in_blocks(sum_of_reciprocals, [rows.transpose(1, 2), columns.transpose(1, 2)], v, sequence_id)
+        mixed = torch.einsum("bhtl,blhp->bthp", cauchy_matrix(q, k, shift, sequence_id).to(v.dtype), v)
+    else:
+        rows, columns = torch.exp(wide(q)) + wide(shift), torch.exp(wide(k))
+        mixed = mix_in_blocks(sum_of_reciprocals, [rows.transpose(1, 2), columns.transpose(1, 2)], v, sequence_id)
+    return finish_rows(mixed, v, scale, residual)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from anymixer_kernels.cauchy import cauchy_matrix, cauchy_mix
+from anymixer_kernels.row_scale import finish_rows
 from torch import Tensor, nn
 
 from anymixer.layers.packing import Packing
@@ -46,14 +47,20 @@ class CauchyMatrix(Structure):
 
     def mix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """See `Structure.mix`."""
+        return self._mix(v, factors, packing, residual=False)
+
+    def mix_and_add(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
+        """See `Structure.mix_and_add`."""
+        return self._mix(v, factors, packing, residual=True)
+
+    def _mix(self, v: Tensor, factors: Tensor, packing: Packing | None, residual: bool) -> Tensor:
         q, k, shift = self._factors(v, factors)
+        scale = self.scale_of_rows(v, packing, self.config.qk_dim)
         if self.config.is_data_dependent:
             # Rows of one sequence need no mask: v is zero where they are padded.
             ids = packing.sequence_id if packing is not None and packing.packed else None
-            mixed = cauchy_mix(q, k, v, shift, ids)
-        else:
-            mixed = mix_by_table(cauchy_matrix(q, k, shift)[0], v, packing)
-        return mixed * self.row_scale(v, packing, self.config.qk_dim)
+            return cauchy_mix(q, k, v, shift, ids, scale=scale, residual=residual)
+        return finish_rows(mix_by_table(cauchy_matrix(q, k, shift)[0], v, packing), v, scale, residual)
 
     def matrix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """See `Structure.matrix`."""

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from anymixer_kernels.blockwise import mix_in_blocks
-from anymixer_kernels.sequences import same_sequence
+from anymixer_kernels.low_rank import low_rank_matrix, low_rank_mix
+from anymixer_kernels.row_scale import finish_rows
 from torch import Tensor
 
 from anymixer.layers.packing import Packing
@@ -31,30 +31,28 @@ class LowRankMatrix(Structure):
 
     def mix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """See `Structure.mix`."""
-        if not self.config.is_data_dependent:
-            mixed = mix_by_table(self._table(v.shape[1]), v, packing)
-        else:
-            q, k = (t.transpose(1, 2) for t in self.queries_and_keys(factors))
-            if packing is not None and packing.packed:
-                mixed = mix_in_blocks(_masked_product, [q, k], v, packing.sequence_id)
-            else:  # v is zero at padding, so K^T V needs no mask
-                mixed = (q @ (k.transpose(-1, -2) @ v.transpose(1, 2))).transpose(1, 2)
-        return mixed * self.row_scale(v, packing, self.config.qk_dim)
+        return self._mix(v, factors, packing, residual=False)
+
+    def mix_and_add(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
+        """See `Structure.mix_and_add`."""
+        return self._mix(v, factors, packing, residual=True)
+
+    def _mix(self, v: Tensor, factors: Tensor, packing: Packing | None, residual: bool) -> Tensor:
+        scale = self.scale_of_rows(v, packing, self.config.qk_dim)
+        if self.config.is_data_dependent:
+            # Rows of one sequence need no mask: v is zero where they are padded.
+            ids = packing.sequence_id if packing is not None and packing.packed else None
+            return low_rank_mix(*self.queries_and_keys(factors), v, ids, scale=scale, residual=residual)
+        return finish_rows(mix_by_table(self._table(v.shape[1]), v, packing), v, scale, residual)
 
     def matrix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """See `Structure.matrix`."""
         if not self.config.is_data_dependent:
             matrix = table_matrix(self._table(v.shape[1]), v, packing)
         else:
-            q, k = (t.transpose(1, 2) for t in self.queries_and_keys(factors))
-            matrix = q @ k.transpose(-1, -2)
-            if packing is not None:
-                matrix = torch.where(same_sequence(packing.sequence_id), matrix, 0.0)
+            ids = None if packing is None else packing.sequence_id
+            matrix = low_rank_matrix(*self.queries_and_keys(factors), ids)
         return self.scale_rows(matrix, v, packing, self.config.qk_dim)
-
-
-def _masked_product(q: Tensor, k: Tensor, sequence_id: Tensor) -> Tensor:
-    return torch.where(same_sequence(sequence_id), q @ k.transpose(-1, -2), 0.0)
 
 
 @register_mixer("low_rank")

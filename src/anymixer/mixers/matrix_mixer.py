@@ -52,6 +52,11 @@ class Structure(nn.Module):
         convolved ones first. Returns v's shape; rows at padding are meaningless but finite."""
         raise NotImplementedError
 
+    def mix_and_add(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
+        """M V, and + V where the structure asks for it; arguments as in `mix`."""
+        mixed = self.mix(v, factors, packing)
+        return mixed + v if self.residual else mixed
+
     def matrix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """M: [batch, nheads, length, length], zero between sequences; arguments as in `mix`."""
         raise NotImplementedError
@@ -90,13 +95,19 @@ class Structure(nn.Module):
         q, k = factors.unflatten(-1, (2, self.nheads, -1)).unbind(-3)
         return q, k
 
-    def row_scale(self, v: Tensor, packing: Packing | None, width: int = 1) -> Tensor | float:
-        """1 / sqrt(length * width), with each token's own sequence's length: a number, or [batch, length, 1, 1]."""
+    def scale_of_rows(self, v: Tensor, packing: Packing | None, width: int = 1) -> Tensor | float:
+        """1 / sqrt(length * width), with each token's own sequence's length: a number, or [batch, length]."""
         if self.config.parity == "reference" and self.config.max_seq_len is not None:
             return 1 / math.sqrt(self.config.max_seq_len * width)
         if packing is None:
             return 1 / math.sqrt(v.shape[1] * width)
-        return torch.rsqrt(packing.lengths().to(torch.float32) * width).to(v.dtype)[:, :, None, None]
+        wide = torch.promote_types(v.dtype, torch.float32)
+        return torch.rsqrt(packing.lengths().to(wide) * width)
+
+    def row_scale(self, v: Tensor, packing: Packing | None, width: int = 1) -> Tensor | float:
+        """`scale_of_rows` as a factor of [batch, length, nheads, headdim]."""
+        scale = self.scale_of_rows(v, packing, width)
+        return scale.to(v.dtype)[:, :, None, None] if isinstance(scale, Tensor) else scale
 
     def scale_rows(self, matrix: Tensor, v: Tensor, packing: Packing | None, width: int = 1) -> Tensor:
         """Multiply M [batch, nheads, length, length] by `row_scale`."""
@@ -188,7 +199,12 @@ class MatrixMixerBlock(SequenceMixer):
         with nullcontext() if device is None else torch.device(device):
             self.matrix_mixer = self._structure()(config, self.nheads, self.headdim)
             conv_width = self.d_inner + self.matrix_mixer.conv_channels
-            self._split = (self.d_inner, conv_width, self.matrix_mixer.plain_channels)
+            self._split = (
+                self.d_inner,
+                self.d_inner,
+                self.matrix_mixer.conv_channels,
+                self.matrix_mixer.plain_channels,
+            )
             self.in_proj = nn.Linear(d_model, sum(self._split), bias=config.bias)
             self.conv1d = nn.Conv1d(
                 conv_width,
@@ -218,7 +234,7 @@ class MatrixMixerBlock(SequenceMixer):
     def _balance_factors(self) -> None:
         """Scale the factors' convolution so that, for inputs of unit variance, each channel has `factor_std`."""
         convolved = slice(self.d_inner, None)
-        incoming = self.in_proj.weight[2 * self.d_inner : self.d_inner + self._split[1]].norm(dim=1)
+        incoming = self.in_proj.weight[2 * self.d_inner :][: self.matrix_mixer.conv_channels].norm(dim=1)
         taps = torch.randn_like(self.conv1d.weight[convolved])
         wanted = self.matrix_mixer.factor_std() / (taps.flatten(1).norm(dim=1) * incoming)
         self.conv1d.weight[convolved] = taps * wanted[:, None, None]
@@ -232,12 +248,11 @@ class MatrixMixerBlock(SequenceMixer):
     def _project(self, hidden_states: Tensor, packing: Packing | None) -> tuple[Tensor, Tensor, Tensor]:
         """gate [batch, length, d_inner], v [batch, length, nheads, headdim], factors [batch, length, channels]."""
         self._check_length(hidden_states.shape[1])
-        gate, convolved, plain = self.in_proj(hidden_states).split(self._split, dim=-1)
-        if self.matrix_mixer.activates or not self.matrix_mixer.conv_channels:
-            v, factors = self._convolve(convolved, slice(None), packing, True).tensor_split([self.d_inner], dim=-1)
-        else:
-            v = self._convolve(convolved, slice(self.d_inner), packing, True)
-            factors = self._convolve(convolved, slice(self.d_inner, None), packing, False)
+        # One split, whose gradient is one concatenation: slices of slices would each fill a tensor of zeros.
+        gate, v, factors, plain = self.in_proj(hidden_states).split(self._split, dim=-1)
+        v = self._convolve(v, slice(self.d_inner), packing, True)
+        if self.matrix_mixer.conv_channels:
+            factors = self._convolve(factors, slice(self.d_inner, None), packing, self.matrix_mixer.activates)
         if packing is not None:
             v = torch.where(packing.real[..., None], v, 0.0)
         if plain.shape[-1]:
@@ -245,8 +260,9 @@ class MatrixMixerBlock(SequenceMixer):
         return gate, v.unflatten(-1, (self.nheads, self.headdim)), factors
 
     def _convolve(self, x: Tensor, channels: slice, packing: Packing | None, activate: bool) -> Tensor:
+        """x by the kernels of `channels`."""
         return depthwise_conv(
-            x[..., channels],
+            x,
             self.conv1d.weight[channels],
             None if self.conv1d.bias is None else self.conv1d.bias[channels],
             sequence_id=None if packing is None else packing.sequence_id,
@@ -262,15 +278,13 @@ class MatrixMixerBlock(SequenceMixer):
                 f"data-independent {self.matrix_mixer_type} matrix is fixed"
             )
 
-    def _finish(self, mixed: Tensor, v: Tensor, gate: Tensor) -> Tensor:
-        if self.matrix_mixer.residual:
-            mixed = mixed + v
+    def _finish(self, mixed: Tensor, gate: Tensor) -> Tensor:
         return self.out_proj(self.norm(mixed.flatten(-2), gate))
 
     def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """[batch, length, d_model] -> the same shape; see `SequenceMixer.forward`."""
         gate, v, factors = self._project(hidden_states, packing)
-        return self._finish(self.matrix_mixer.mix(v, factors, packing), v, gate)
+        return self._finish(self.matrix_mixer.mix_and_add(v, factors, packing), gate)
 
     def matrix(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """M with its scale, without the residual: [batch, nheads, length, length]."""
@@ -284,7 +298,8 @@ class MatrixMixerBlock(SequenceMixer):
     def output(self, mixed: Tensor, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """Residual, gated norm and projection of [batch, nheads, length, headdim]."""
         gate, v, _ = self._project(hidden_states, packing)
-        return self._finish(mixed.transpose(1, 2), v, gate)
+        mixed = mixed.transpose(1, 2)
+        return self._finish(mixed + v if self.matrix_mixer.residual else mixed, gate)
 
 
 def MatrixMixer(

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from anymixer_kernels.toeplitz import toeplitz_matrix, toeplitz_mix
+from anymixer_kernels.backend import takes_triton
+from anymixer_kernels.row_scale import finish_rows
+from anymixer_kernels.toeplitz import TILES_LENGTH, toeplitz_matrix, toeplitz_mix
 from torch import Tensor, nn
 
 from anymixer.layers.packing import Packing
@@ -65,15 +67,22 @@ class ToeplitzMatrix(Structure):
 
     def mix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """See `Structure.mix`."""
-        scale = self.row_scale(v, packing)
-        if packing is None or packing.packed:
+        return self._mix(v, factors, packing, residual=False)
+
+    def mix_and_add(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
+        """See `Structure.mix_and_add`."""
+        return self._mix(v, factors, packing, residual=True)
+
+    def _mix(self, v: Tensor, factors: Tensor, packing: Packing | None, residual: bool) -> Tensor:
+        scale = 0.5 * self.scale_of_rows(v, packing)
+        by_tiles = v.shape[1] <= TILES_LENGTH and takes_triton(v, "Toeplitz mixing")
+        if packing is None or packing.packed or by_tiles:
             ids = None if packing is None else packing.sequence_id
-            mixed = toeplitz_mix(*self._lags(factors, packing), v, ids)
-        else:  # one sequence a row: moved to its start, it needs no mask, because v is zero after it
-            factors = aligned(torch.where(packing.real[..., None], factors, 0.0), packing)
-            lags = self._lags(factors, None)
-            mixed = unaligned(toeplitz_mix(*lags, aligned(v, packing)), packing)
-        return 0.5 * scale * mixed
+            return toeplitz_mix(*self._lags(factors, packing), v, ids, scale=scale, residual=residual)
+        # One sequence a row: moved to its start, it needs no mask, because v is zero after it.
+        factors = aligned(torch.where(packing.real[..., None], factors, 0.0), packing)
+        mixed = unaligned(toeplitz_mix(*self._lags(factors, None), aligned(v, packing)), packing)
+        return finish_rows(mixed, v, scale, residual)
 
     def matrix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """See `Structure.matrix`."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from anymixer_kernels.backend import takes_triton
+from anymixer_kernels.row_scale import finish_rows
 from anymixer_kernels.sequences import same_sequence
 from anymixer_kernels.vandermonde import vandermonde_matrix, vandermonde_mix
 from torch import Tensor, nn
@@ -61,15 +63,24 @@ class VandermondeMatrix(Structure):
 
     def mix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """See `Structure.mix`."""
+        return self._mix(v, factors, packing, residual=False)
+
+    def mix_and_add(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
+        """See `Structure.mix_and_add`."""
+        return self._mix(v, factors, packing, residual=True)
+
+    def _mix(self, v: Tensor, factors: Tensor, packing: Packing | None, residual: bool) -> Tensor:
+        scale = self.scale_of_rows(v, packing, 2 * self.config.qk_dim)
         if not self.config.is_data_dependent:
             mixed = mix_by_table(self._table(v.shape[1]), v, packing)
-        elif packing is None or packing.packed:
+        elif packing is None or packing.packed or takes_triton(v, "Vandermonde mixing"):
             ids = None if packing is None else packing.sequence_id
-            mixed = vandermonde_mix(*self.queries_and_keys(factors), v, FREQUENCY, ids)
+            q, k = self.queries_and_keys(factors)
+            return vandermonde_mix(q, k, v, FREQUENCY, ids, scale=scale, residual=residual)
         else:  # moved to the start of its row, a sequence counts its places like the row, and v is zero after it
             q, k = self.queries_and_keys(aligned(factors, packing))
             mixed = unaligned(vandermonde_mix(q, k, aligned(v, packing), FREQUENCY), packing)
-        return mixed * self.row_scale(v, packing, 2 * self.config.qk_dim)
+        return finish_rows(mixed, v, scale, residual)
 
     def matrix(self, v: Tensor, factors: Tensor, packing: Packing | None) -> Tensor:
         """See `Structure.matrix`."""
