@@ -98,3 +98,28 @@ def test_a_learning_rate_of_its_own_is_applied_in_a_step(name):
 def test_options_reach_the_optimizer():
     optimizer = build_optimizer(OptimizerConfig(name="adamw", options={"amsgrad": True}), Mixer())
     assert optimizer.defaults["amsgrad"] and optimizer.defaults["betas"] == (0.9, 0.98)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_decoupled_adamw_takes_composers_steps(fused):
+    composer_optim = pytest.importorskip("composer.optim")
+    config = OptimizerConfig(name="decoupled_adamw", lr=1e-2, weight_decay=0.1)
+    ours, theirs = (Model() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = [
+        build_optimizer(config, ours, fused=fused),
+        composer_optim.DecoupledAdamW(
+            parameter_groups(theirs, weight_decay=0.1), lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1
+        ),
+    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)) for o in optimizers]
+    torch.manual_seed(0)
+    for _ in range(5):
+        grads = [torch.randn_like(p) for p in ours.parameters()]
+        for model in (ours, theirs):
+            for parameter, grad in zip(model.parameters(), grads):
+                parameter.grad = grad.clone() if parameter.requires_grad else None
+        for step in (*optimizers, *schedules):
+            step.step()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)

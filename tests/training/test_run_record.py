@@ -49,7 +49,9 @@ def test_the_speed_is_the_median_step_s_after_the_warm_up():
         {"step": 11, "tokens": 1000, "loss": 0.25, "seconds": 0.25, "memory_bytes": 6},
     ]
     expected = {"train_loss": 0.25, "tokens": 1000, "tokens_per_second": 200.0, "peak_memory_bytes": 6}
-    assert summarize(steps) == expected
+    assert summarize(steps) == expected | {"data_wait_share": None}
+    waited = [line | {"data_seconds": 0.1 * line["seconds"]} for line in steps if "seconds" in line]
+    assert summarize(waited)["data_wait_share"] == pytest.approx(0.1)
     assert summarize([])["tokens_per_second"] is None
 
 

@@ -16,7 +16,7 @@ OPTIMIZERS = NamedTable(
     section="optimizer",
     factories={
         "adamw": "torch.optim:AdamW",
-        "decoupled_adamw": "composer.optim:DecoupledAdamW",
+        "decoupled_adamw": "anymixer.training.decoupled_adamw:DecoupledAdamW",
         "stableadamw": "optimi:StableAdamW",
     },
     packages={"stableadamw": "optimi"},
@@ -34,14 +34,15 @@ def optimizer_factory(config: "OptimizerConfig") -> Callable[..., Optimizer]:
     return factory
 
 
-def build_optimizer(config: "OptimizerConfig", model: nn.Module, *, triton: bool = False) -> Optimizer:
+def build_optimizer(config: "OptimizerConfig", model: nn.Module, *, fused: bool = False) -> Optimizer:
     """Build the optimizer over all trainable parameters of `model`, in the groups of `parameter_groups`.
 
-    triton: whether an optimizer that has Triton kernels (stableadamw) uses them: on a GPU, with parameters
-        that are not sharded. Left to itself, torch-optimi 0.3 takes them on a CPU too, and fails.
+    fused: whether all parameters are updated in one kernel: on a GPU, with parameters that are not sharded. Left to
+        itself, torch-optimi 0.3 takes its Triton kernels on a CPU too, and fails.
     """
     factory = optimizer_factory(config)
-    options = ({"triton": triton} if config.name == "stableadamw" else {}) | config.options
+    # torch chooses where `fused` is None.
+    options = ({"triton": fused} if config.name == "stableadamw" else {"fused": fused or None}) | config.options
     return factory(
         parameter_groups(model, weight_decay=config.weight_decay),
         lr=config.lr,

@@ -1,8 +1,9 @@
 """What a run was like, step by step: reads `metrics.jsonl`, which lies beside the checkpoints, and sums it up.
 
-One line a step, {"step", "tokens", "loss", "seconds", "memory_bytes"}, and one an evaluation of a stream, {"step",
-"stream", "eval_loss", "eval_accuracy"}. tokens: real ones read so far, by all ranks. seconds: from asking for the
-batch to the end of the step; evaluations and checkpoints are not in it. memory_bytes: the most that rank 0 has held
+One line a step, {"step", "tokens", "loss", "seconds", "data_seconds", "memory_bytes"}, and one an evaluation of a
+stream, {"step", "stream", "eval_loss", "eval_accuracy"}. tokens: real ones read so far, by all ranks. seconds: from
+asking for the batch to the end of the step; evaluations and checkpoints are not in it. data_seconds: of these, until
+the batch was there. memory_bytes: the most that rank 0 has held
 so far, allocated on its GPU, or resident in its process on a CPU.
 """
 
@@ -26,15 +27,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def summarize(lines: Sequence[dict[str, Any]]) -> dict[str, float | int | None]:
-    """Last training loss, tokens read, tokens per second (the median step's, after the warm-up), peak memory."""
+    """Last training loss, tokens read, tokens per second (the median step's, after the warm-up), the median share of
+    a step's time that it waited for its batch, peak memory."""
     steps = [line for line in lines if "seconds" in line]
     timed = steps[min(WARM_UP_STEPS, len(steps) // 2) :]
     before = {1: 0} | {line["step"] + 1: line["tokens"] for line in steps}
     rates = [(line["tokens"] - before[line["step"]]) / line["seconds"] for line in timed if line["step"] in before]
+    waits = [line["data_seconds"] / line["seconds"] for line in timed if "data_seconds" in line]
     return {
         "train_loss": steps[-1]["loss"] if steps else None,
         "tokens": steps[-1]["tokens"] if steps else 0,
         "tokens_per_second": statistics.median(rates) if rates else None,
+        "data_wait_share": statistics.median(waits) if waits else None,
         "peak_memory_bytes": max((line["memory_bytes"] for line in steps), default=None),
     }
 

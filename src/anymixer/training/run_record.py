@@ -27,6 +27,7 @@ class RunRecord(Callback):
         self.path = folder / METRICS_NAME if folder is not None and dist.get_global_rank() == 0 else None
         self.lines: list[dict[str, Any]] = []
         self._started = 0.0
+        self._waited = 0.0
         self._tokens = 0
 
     def after_load(self, state: State, logger: Logger) -> None:
@@ -40,6 +41,10 @@ class RunRecord(Callback):
         """Start the clock of a step."""
         self._started = time.perf_counter()
 
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Stop the clock of the wait for the batch."""
+        self._waited = time.perf_counter() - self._started
+
     def batch_end(self, state: State, logger: Logger) -> None:
         """Write down the step that ended; Composer has waited for its loss."""
         loss = (state.total_loss_dict or {}).get("loss/train/total")
@@ -49,6 +54,7 @@ class RunRecord(Callback):
                 "tokens": int(state.timestamp.token),
                 "loss": None if loss is None else float(loss),
                 "seconds": round(time.perf_counter() - self._started, 6),
+                "data_seconds": round(self._waited, 6),
                 "memory_bytes": peak_memory_bytes(),
             }
         )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anymixer_kernels.backend import set_backend
 from composer import Trainer
 from composer.core import Callback, DataSpec, Evaluator
 from composer.models import HuggingFaceModel
@@ -63,6 +64,7 @@ def build_trainer(
         UserError: something the configuration names is unknown, missing or does not fit this machine.
     """
     plan = plan_launch(config)
+    set_backend(config.backend)
     initialize_distributed(plan, config)
     callbacks = [
         StepSeed(),
@@ -72,12 +74,12 @@ def build_trainer(
         *extra_callbacks,
     ]
     wrapped = model if isinstance(model, HuggingFaceModel) else MixerComposerModel(model, tokenizer)
-    triton = plan.device == "gpu" and not config.parallelism_config
+    fused = plan.device == "gpu" and not config.parallelism_config
     kwargs = {
         "model": wrapped,
         "train_dataloader": train_spec,
         "eval_dataloader": _evaluators(eval_spec),
-        "optimizers": build_optimizer(config.optimizer, wrapped, triton=triton),
+        "optimizers": build_optimizer(config.optimizer, wrapped, fused=fused),
         "schedulers": build_scheduler(config.scheduler),
         "algorithms": ALGORITHMS.build(config.algorithms),
         "callbacks": callbacks,
@@ -136,7 +138,7 @@ def _machine_kwargs(config: TrainerConfig, plan: LaunchPlan) -> dict[str, Any]:
         "device_train_microbatch_size": plan.device_train_microbatch_size,
         "accumulate_train_batch_on_tokens": True,
         "parallelism_config": build_parallelism(config.parallelism_config),
-        "compile_config": {} if config.compile else None,
+        "compile_config": {"mode": config.compile_mode} if config.compile else None,
         "seed": config.seed,
         "deterministic_mode": config.deterministic_mode,
         "dist_timeout": config.dist_timeout,

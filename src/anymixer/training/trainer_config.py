@@ -12,6 +12,9 @@ from anymixer.training.times import parse_time, scheduler_unit
 
 PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16", "amp_fp8")
 DEVICES = ("cpu", "gpu", "mps")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+# As in anymixer_kernels.BACKENDS, which only torch's import would give.
+BACKENDS = ("auto", "triton", "torch", "reference")
 DECAYS = ("linear", "sqrt")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 # Composer adds the rank to the seed and allows sums below 2**32.
@@ -99,6 +102,9 @@ class TrainerConfig:
     device_train_microbatch_size: an int, or "auto": Composer's search for what fits on a GPU, the rank's
         whole batch on a CPU.
     precision: "auto" is amp_bf16 on a GPU and fp32 elsewhere.
+    compile_mode: torch.compile's: "reduce-overhead" replays CUDA graphs, for steps that the host cannot launch fast
+        enough; it needs batches of one shape.
+    backend: which form of the mixing ops runs: one of anymixer_kernels.BACKENDS; "auto" is Triton's on a GPU.
     parallelism_config: None is DDP (with more than one rank); {"fsdp": {...}} is FSDP2, with the keys of
         composer.utils.parallelism.FSDP2Config.
     algorithms, callbacks, loggers: name -> keyword arguments, from the tables of this package.
@@ -129,6 +135,8 @@ class TrainerConfig:
     precision: str = "auto"
     device: str | None = None
     compile: bool = False
+    compile_mode: str = "default"
+    backend: str = "auto"
     deterministic_mode: bool = False
     parallelism_config: dict[str, Any] | None = None
     dist_timeout: float = 300.0
@@ -174,7 +182,13 @@ class TrainerConfig:
             raise UserError(f"dist_timeout: {self.dist_timeout} seconds must be above 0")
 
     def _validate_choices(self) -> None:
-        choices = {"precision": PRECISIONS, "device": DEVICES, "python_log_level": LOG_LEVELS}
+        choices = {
+            "precision": PRECISIONS,
+            "device": DEVICES,
+            "backend": BACKENDS,
+            "compile_mode": COMPILE_MODES,
+            "python_log_level": LOG_LEVELS,
+        }
         for name, known in choices.items():
             value = getattr(self, name)
             if value is not None and value.lower() not in known:
