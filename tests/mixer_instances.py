@@ -37,7 +37,12 @@ OPTIONS = {
     "low_rank": [SMALL, FIXED],
     "matrix_attention": [SMALL, FIXED],
     "quasiseparable": [SMALL, FIXED],
-    "hgrn2": [{"expand_ratio": 8}, {"expand_ratio": 16, "lower_bound": 0.5, "output_activation": "sigmoid"}],
+    "hgrn2": [
+        {"expand_ratio": 8},
+        {"expand_ratio": 8, "causal": True},
+        {"expand_ratio": 16, "causal": True, "lower_bound": 0.5, "output_activation": "sigmoid"},
+        {"expand_ratio": 4, "lower_bound": 0.9, "value_activation": "silu", "bias": True},
+    ],
     "linear_attention": [
         {"num_heads": 2, "feature_dim": 4},
         {"num_heads": 2, "feature_dim": 16, "feature_map": "relu"},

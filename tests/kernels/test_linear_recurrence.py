@@ -3,7 +3,13 @@
 import pytest
 import torch
 from anymixer_kernels import force_backend
-from anymixer_kernels.linear_recurrence import linear_recurrence, linear_recurrence_matrix, linear_recurrence_step
+from anymixer_kernels.linear_recurrence import (
+    linear_recurrence,
+    linear_recurrence_both_ways,
+    linear_recurrence_both_ways_matrix,
+    linear_recurrence_matrix,
+    linear_recurrence_step,
+)
 
 NHEADS, HEADDIM, D_STATE = 4, 3, 5
 
@@ -84,6 +90,53 @@ def test_gradcheck():
             assert torch.autograd.gradcheck(
                 lambda *a: linear_recurrence(*a, sequence_id=ids)[0], inputs, eps=1e-6, atol=1e-6
             )
+
+
+def both_ways_entry_by_entry(q, k, log_decay, ids):
+    """M as sums and products over pairs of tokens, in plain loops."""
+    batch, length = q.shape[:2]
+    q, k = (t.repeat_interleave(NHEADS // t.shape[2], dim=2) for t in (q, k))
+    decay = log_decay.exp() if log_decay.dim() == 4 else log_decay.exp()[..., None].expand(-1, -1, -1, D_STATE)
+    matrix = torch.zeros(batch, NHEADS, length, length, dtype=q.dtype)
+    for b in range(batch):
+        for t in range(length):
+            for s in range(length):
+                if ids is not None and (ids[b, t] != ids[b, s] or ids[b, s] < 0):
+                    continue
+                # The decays of all tokens after s on the way to t, with t's own.
+                passed = decay[b, s + 1 : t + 1] if s <= t else decay[b, t:s]
+                matrix[b, :, t, s] = (q[b, t] * k[b, s] * passed.prod(0)).sum(-1)
+    return matrix
+
+
+@pytest.mark.parametrize("per_dimension", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_both_ways_count_a_token_s_own_part_once(per_dimension, packed):
+    q, k, v, decay = make(11, per_dimension)
+    ids = packed_ids(11) if packed else None
+    matrix = both_ways_entry_by_entry(q, k, decay, ids)
+    torch.testing.assert_close(linear_recurrence_both_ways_matrix(q, k, decay, ids), matrix)
+    expected = (matrix @ v.transpose(1, 2)).transpose(1, 2)
+    real = 1 if ids is None else (ids >= 0)[..., None, None]
+    for backend in ("reference", "torch"):
+        with force_backend(backend):
+            actual = linear_recurrence_both_ways(q, k, v, decay, sequence_id=ids)
+        torch.testing.assert_close(actual * real, expected * real)
+
+
+@pytest.mark.parametrize("length", [1, 16, 63, 200])
+@pytest.mark.parametrize("packed", [False, True])
+def test_both_ways_in_chunks_equal_the_definition_with_all_gradients(length, packed):
+    inputs = [t.requires_grad_() for t in make(length, True)]
+    ids = packed_ids(length) if packed else None
+    real = 1 if ids is None else (ids >= 0)[..., None, None]
+    results = []
+    for backend in ("reference", "torch"):
+        with force_backend(backend):
+            y = linear_recurrence_both_ways(*inputs, sequence_id=ids) * real
+        results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_a_state_and_sequences_exclude_each_other():

@@ -9,6 +9,8 @@ from anymixer.mixers.base import state_bytes
 
 pytestmark = pytest.mark.parametrize("spec", CAUSAL_CASES)
 LENGTH = 19
+# A masked score is 0 after the softmax, to the bit, whatever it was; scans may round otherwise.
+MASKED = ("attention", "dma")
 
 
 def test_no_token_sees_a_later_one(spec):
@@ -16,7 +18,10 @@ def test_no_token_sees_a_later_one(spec):
     hidden = torch.randn(2, LENGTH, D_MODEL)
     changed = hidden.clone()
     changed[:, 11:] = torch.randn(2, LENGTH - 11, D_MODEL)
-    torch.testing.assert_close(mixer(changed)[:, :11], mixer(hidden)[:, :11], rtol=1e-6, atol=1e-6)
+    before, after = mixer(hidden)[:, :11], mixer(changed)[:, :11]
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+    if spec["name"] in MASKED:
+        assert torch.equal(after, before)
     assert torch.equal(mixer.matrix(hidden).triu(1), torch.zeros(()).expand_as(mixer.matrix(hidden)))
 
 
@@ -81,3 +86,18 @@ def test_the_state_passed_in_is_left_as_it_is(spec):
     before = {name: tensor.clone() for name, tensor in state.items()}
     mixer.step(torch.randn(2, D_MODEL), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in state.items())
+
+
+def test_a_state_does_not_grow_but_for_attention_and_for_dynamic_masks_within_their_window(spec):
+    mixer = make(spec)
+    sizes = [state_bytes(mixer.prefill(torch.randn(1, length, D_MODEL))[1]) for length in (20, 80)]
+    claimed = [mixer.state_size(length) for length in (20, 80, 128, 65536)]
+    assert sizes == claimed[:2]
+    if spec["name"] != "attention":  # whose first keys and values are part of their projection
+        _, state = mixer.prefill(torch.randn(1, 80, D_MODEL))
+        assert sum(tensor.untyped_storage().nbytes() for tensor in state.values()) == sizes[1]
+    if spec["name"] == "dma":
+        window = spec.get("keep_window_size", 2048)
+        assert (sizes[0] == sizes[1]) == (window <= 20) and mixer.state_size(window) == claimed[3]
+    else:
+        assert (len(set(claimed)) > 1) == (spec["name"] == "attention")

@@ -140,7 +140,9 @@ def test_s4_block_is_its_mixer_and_dropout(mode):
 
 def test_plain_modules_come_from_the_package():
     x = torch.randn(1, 5, 8)
-    for module in (anymixer.S4D(d_model=8), anymixer.S4Block(d_model=8, bidirectional=True)):
+    modules = [anymixer.S4D(d_model=8), anymixer.S4Block(d_model=8, bidirectional=True)]
+    modules += [anymixer.HGRN2(d_model=8, expand_ratio=4), anymixer.HGRN2(8, causal=True, expand_ratio=4)]
+    for module in modules:
         assert module(x).shape == x.shape
     with pytest.raises(UserError, match=r"diag\.d_stat: unknown key"):
         anymixer.S4Block(8, mode="diag", d_stat=3)

@@ -7,13 +7,26 @@ keys, arXiv 2312.06635, 2404.07904), linear attention (no decay). As a matrix, M
 exp(sum_{r=s+1}^{t} log_decay[r,n]) for s <= t, within a sequence.
 """
 
+import torch
 from torch import Tensor
 
 from anymixer_kernels.backend import current_backend
-from anymixer_kernels.linear_recurrence.reference import linear_recurrence_matrix, linear_recurrence_reference
+from anymixer_kernels.blockwise import wide
+from anymixer_kernels.linear_recurrence.reference import (
+    linear_recurrence_both_ways_matrix,
+    linear_recurrence_matrix,
+    linear_recurrence_reference,
+)
 from anymixer_kernels.linear_recurrence.torch_form import linear_recurrence_torch
 
-__all__ = ["linear_recurrence", "linear_recurrence_matrix", "linear_recurrence_reference", "linear_recurrence_step"]
+__all__ = [
+    "linear_recurrence",
+    "linear_recurrence_both_ways",
+    "linear_recurrence_both_ways_matrix",
+    "linear_recurrence_matrix",
+    "linear_recurrence_reference",
+    "linear_recurrence_step",
+]
 
 
 def linear_recurrence(
@@ -40,6 +53,29 @@ def linear_recurrence(
         raise ValueError("initial_state: a state belongs to one sequence; give it or sequence_id, not both")
     form = linear_recurrence_reference if current_backend() == "reference" else linear_recurrence_torch
     return form(q, k, v, log_decay, initial_state, sequence_id, chunk_size)
+
+
+def linear_recurrence_both_ways(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    sequence_id: Tensor | None = None,
+    chunk_size: int = 64,
+) -> Tensor:
+    """Mix `v` along its length from both ends, with one set of q, k, v and decays; arguments as in `linear_recurrence`.
+
+    M[t,s] is the recurrence's for s <= t and that of the reversed row for s > t, so that a token's own part, which both
+    directions have, counts once. Returns y, of v's shape and dtype.
+    """
+    # Both directions in one call: on a GPU, small shapes are bound by its number.
+    ids = None if sequence_id is None else torch.cat([sequence_id, sequence_id.flip(1)])
+    both = (torch.cat([t, t.flip(1)]) for t in (q, k, v, log_decay))
+    y, _ = linear_recurrence(*both, sequence_id=ids, chunk_size=chunk_size)
+    ahead, back = y[: v.shape[0]], y[v.shape[0] :]
+    own = (wide(q) * wide(k)).sum(-1).repeat_interleave(v.shape[2] // q.shape[2], dim=2)
+    return (wide(ahead) + wide(back.flip(1)) - own[..., None] * wide(v)).to(v.dtype)
 
 
 def linear_recurrence_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

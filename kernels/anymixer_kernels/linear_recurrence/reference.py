@@ -24,6 +24,16 @@ def linear_recurrence_matrix(q: Tensor, k: Tensor, log_decay: Tensor, sequence_i
     return matrix if sequence_id is None else torch.where(same_sequence(sequence_id), matrix, 0.0)
 
 
+def linear_recurrence_both_ways_matrix(
+    q: Tensor, k: Tensor, log_decay: Tensor, sequence_id: Tensor | None = None
+) -> Tensor:
+    """M of `linear_recurrence_both_ways`, [batch, nheads, length, length]: below and on the diagonal the recurrence's,
+    above it that of the reversed row."""
+    reversed_id = None if sequence_id is None else sequence_id.flip(1)
+    back = linear_recurrence_matrix(q.flip(1), k.flip(1), log_decay.flip(1), reversed_id).flip(-2, -1)
+    return linear_recurrence_matrix(q, k, log_decay, sequence_id) + back.triu(1)
+
+
 def linear_recurrence_reference(
     q: Tensor,
     k: Tensor,

@@ -3,7 +3,7 @@
 Inside a chunk every exponent is a sum of log-decays between two tokens, so nothing overflows, however strong the decay.
 With one decay a head that is a factor of the matrix. With one a dimension it is not, and splitting exp(G_t - G_s) into
 exp(G_t) exp(-G_s) would overflow: tokens are taken in sub-blocks, each measured from its own start (Gated Linear
-Attention, arXiv 2312.06635, section 4.3), and within a sub-block entry by entry.
+Attention, arXiv 2312.06635, section 4.3), these in smaller ones, and the smallest are split, which then is safe.
 """
 
 import torch
@@ -13,6 +13,9 @@ from torch.nn.functional import pad
 from anymixer_kernels.blockwise import wide
 
 SUB_BLOCK = 16
+SMALLEST_BLOCK = 4
+# Log-decay of a token, at most: three of them, halved, leave room for the sizes of q and k.
+STRONGEST = {torch.float32: 40.0, torch.float64: 400.0}
 
 
 def linear_recurrence_torch(
@@ -37,7 +40,7 @@ def linear_recurrence_torch(
     total = _chunks(wide(log_decay), extra, chunk_size).cumsum(-2 if per_dimension else -1)
 
     with torch.autocast(v.device.type, enabled=False):
-        weights = _weights_per_dimension(q, k, total) if per_dimension else _weights(q, k, total, nheads)
+        weights = _weights_per_dimension(wide(q), wide(k), total) if per_dimension else _weights(q, k, total, nheads)
     if ids is not None:
         weights = torch.where((ids[..., :, None] == ids[..., None, :])[:, :, None], weights, 0.0)
     inside = weights.to(v.dtype) @ values
@@ -64,29 +67,36 @@ def _weights(q: Tensor, k: Tensor, total: Tensor, nheads: int) -> Tensor:
 
 
 def _weights_per_dimension(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
-    """sum_n q_tn k_sn exp(total_tn - total_sn) for s <= t: [batch, chunks, nheads, chunk_size, chunk_size]."""
+    """sum_n q_tn k_sn exp(total_tn - total_sn) for s <= t: [..., size, size], of q, k, total [..., size, d_state]."""
     size = total.shape[-2]
+    if size <= SMALLEST_BLOCK:
+        return _factored(q, k, total)
+    length = SUB_BLOCK if size > SUB_BLOCK else SMALLEST_BLOCK
+    # All blocks at once: on a GPU, small shapes are bound by the number of operations.
+    owns = _weights_per_dimension(*(t.unflatten(-2, (-1, length)) for t in (q, k, total))).unbind(-3)
     rows = []
-    for start in range(0, size, SUB_BLOCK):
-        block = slice(start, start + SUB_BLOCK)
+    for start, own in zip(range(0, size, length), owns):
+        block = slice(start, start + length)
         # Decay up to the block's first token: what lies before is measured to it, the block's tokens from it.
         origin = total[..., start : start + 1, :]
-        reader = wide(q[..., block, :]) * (total[..., block, :] - origin).exp()
-        source = wide(k[..., :start, :]) * (origin - total[..., :start, :]).exp()
-        own = _entry_by_entry(wide(q[..., block, :]), wide(k[..., block, :]), total[..., block, :])
-        later = own.new_zeros(*own.shape[:-1], size - start - SUB_BLOCK)
+        reader = q[..., block, :] * (total[..., block, :] - origin).exp()
+        source = k[..., :start, :] * (origin - total[..., :start, :]).exp()
+        later = own.new_zeros(*own.shape[:-1], size - start - length)
         rows.append(torch.cat([reader @ source.transpose(-1, -2), own, later], dim=-1))
     return torch.cat(rows, dim=-2)
 
 
-def _entry_by_entry(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
-    """The same within one sub-block, [..., SUB_BLOCK, SUB_BLOCK], a column at a time."""
-    columns = []
-    for s in range(q.shape[-2]):
-        exponent = total[..., s:, :] - total[..., s : s + 1, :]
-        column = (q[..., s:, :] * k[..., s : s + 1, :] * exponent.exp()).sum(-1)
-        columns.append(pad(column, (s, 0)))
-    return torch.stack(columns, dim=-1)
+def _factored(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
+    """The same for so few tokens that exp(total_t - total_s) may be split into two factors, measured from the middle.
+
+    A decay of less than exp(-STRONGEST) a token, which no sum in this precision would notice, is taken for that.
+    """
+    steps = total.diff(dim=-2).clamp(min=-STRONGEST[total.dtype])
+    since = pad(steps.cumsum(-2), (0, 0, 1, 0))
+    middle = since[..., -1:, :] / 2
+    reader, source = q * (since - middle).exp(), k * (middle - since).exp()
+    # What is cut off may have overflowed.
+    return (reader @ source.transpose(-1, -2)).tril()
 
 
 def _across_chunks(

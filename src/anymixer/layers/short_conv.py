@@ -34,9 +34,9 @@ class ShortConv(nn.Conv1d):
         """The inputs before the next token, [batch, width - 1, channels], after rows [batch, length, channels]."""
         if packing is not None:
             x = torch.where(packing.real[..., None], x, 0.0)
-        reach = self.kernel_size[0] - 1
-        x = torch.cat([self.init_state(x.shape[0], x.device, x.dtype), x], dim=1)
-        return x[:, x.shape[1] - reach :]
+        last = x[:, max(0, x.shape[1] - self.kernel_size[0] + 1) :]
+        before = self.init_state(x.shape[0], x.device, x.dtype)[:, last.shape[1] :]
+        return torch.cat([before, last], dim=1)  # a copy: a view would keep the whole row
 
     def step(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """One token: [batch, channels], and the inputs before it and before the next."""

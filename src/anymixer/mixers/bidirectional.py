@@ -42,6 +42,18 @@ class Bidirectional(SequenceMixer):
         if config.combine == "concat":
             self.out_proj = nn.Linear(2 * d_model, d_model, bias=False)
 
+    @classmethod
+    def share_between_layers(cls, mixers: list[Any], d_model: int) -> nn.Module | None:
+        """What the causal mixers of each class share over the layers, for each direction that has its own."""
+        shared = nn.ModuleDict()
+        for direction in range(max(len(mixer.mixers) for mixer in mixers)):
+            inner = [mixer.mixers[direction] for mixer in mixers if direction < len(mixer.mixers)]
+            for kind in dict.fromkeys(type(mixer) for mixer in inner):
+                module = kind.share_between_layers([mixer for mixer in inner if type(mixer) is kind], d_model)
+                if module is not None:
+                    shared[f"{kind.__name__.lower()}_{direction}"] = module
+        return shared or None
+
     def reset_own_parameters(self) -> None:
         """The causal mixers reset themselves."""
 

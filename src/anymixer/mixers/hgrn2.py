@@ -2,13 +2,14 @@
 gate that grows with depth."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from anymixer.errors import UserError
+from anymixer.layers.param_hints import ParamHint
 from anymixer.mixers.base import register_mixer
 from anymixer.mixers.linear_recurrent import LinearRecurrentMixer, RecurrenceInputs
 
@@ -28,20 +29,27 @@ class LowerBounds(nn.Module):
         shares = torch.softmax(self.weight.float(), dim=0)
         return shares.cumsum(0)[layer] - shares[0]
 
+    def param_hints(self) -> dict[str, ParamHint]:
+        """No weight decay: it would draw the bounds towards equal steps."""
+        return {"weight": ParamHint(weight_decay=False)}
+
 
 @register_mixer("hgrn2")
 class HGRN2(LinearRecurrentMixer):
-    """S_t = Diag(f) S_{t-1} + (1 - f) v^T, y = o^T S: no keys but the forget gate, no positions."""
+    """S_t = Diag(f) S_{t-1} + (1 - f) v^T, y = o^T S: no keys but the forget gate, no positions.
+
+    In its bidirectional form a second recurrence, from the end of the row, shares all projections and the norm; a
+    token's own part, which the authors' code counts twice, counts once.
+    """
 
     @dataclass(kw_only=True)
     class Config(LinearRecurrentMixer.Config):
-        """expand_ratio: head size, and so state numbers per channel (the published variants `expand2` and
-        `outproduct_N`). lower_bound: of the forget gate, for a layer on its own; None lets a model's layers share
-        learned bounds that grow with depth. value_activation, output_activation: of v and of o (the published language
-        models'; its LRA and MQAR code has silu and sigmoid)."""
+        """causal: no token sees a later one. expand_ratio: head size, and so state numbers per channel (the published
+        variants `expand2` and `outproduct_N`). lower_bound: of the forget gate, for a layer on its own; None lets a
+        model's layers share learned bounds that grow with depth. value_activation, output_activation: of v and of o
+        (the published language models'; its LRA and MQAR code has silu and sigmoid)."""
 
-        ALWAYS_CAUSAL: ClassVar[bool] = True
-
+        causal: bool = False
         expand_ratio: int = 128
         lower_bound: float | None = None
         value_activation: Activation = "none"
@@ -61,6 +69,7 @@ class HGRN2(LinearRecurrentMixer):
         config = self.Config(**options)
         config.validate(d_model, type(self).__name__)
         self.config = config
+        self.causal = config.causal
         self.d_state = self.value_width = config.expand_ratio
         self.nheads = d_model // config.expand_ratio
         self.conv = None

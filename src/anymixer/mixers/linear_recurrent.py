@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 from anymixer_kernels.elementwise_scan import elementwise_scan
-from anymixer_kernels.linear_recurrence import linear_recurrence, linear_recurrence_matrix, linear_recurrence_step
+from anymixer_kernels.linear_recurrence import (
+    linear_recurrence,
+    linear_recurrence_both_ways,
+    linear_recurrence_both_ways_matrix,
+    linear_recurrence_matrix,
+    linear_recurrence_step,
+)
 from torch import Tensor
 
 from anymixer.layers.packing import Packing
@@ -25,12 +31,14 @@ class RecurrenceInputs:
 
 
 class LinearRecurrentMixer(SequenceMixer):
-    """A causal mixer: a projection of every token, perhaps a short convolution, the recurrence, and what follows it.
+    """A projection of every token, perhaps a short convolution, the recurrence, and what follows it.
 
     A subclass sets `nheads`, `d_state` (dimensions of a key) and `value_width` (of a value), a `conv` (ShortConv or
-    None), and implements `_project`, `_inputs` and `_finish`, which treat every token alone.
+    None), and implements `_project`, `_inputs` and `_finish`, which treat every token alone. One whose `causal` is
+    false reads both ways, with the same projections; it has no convolution and no state.
     """
 
+    causal: bool = True
     nheads: int
     d_state: int
     value_width: int
@@ -56,8 +64,12 @@ class LinearRecurrentMixer(SequenceMixer):
     def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """[batch, length, d_model] -> the same shape; see `SequenceMixer.forward`."""
         inputs, _ = self._read(hidden_states, packing)
-        mixed, _ = self._recur(inputs, packing)
+        mixed = self._recur(inputs, packing)[0] if self.causal else self._recur_both_ways(inputs, packing)
         return self._finish(mixed, inputs)
+
+    def _recur_both_ways(self, inputs: RecurrenceInputs, packing: Packing | None) -> Tensor:
+        ids = None if packing is None else packing.sequence_id
+        return linear_recurrence_both_ways(inputs.q, inputs.k, inputs.v, inputs.log_decay, sequence_id=ids)
 
     def _recur(self, inputs: RecurrenceInputs, packing: Packing | None) -> tuple[Tensor, Tensor]:
         ids = None if packing is None else packing.sequence_id
@@ -67,7 +79,8 @@ class LinearRecurrentMixer(SequenceMixer):
         """M per head: [batch, nheads, length, length]."""
         inputs, _ = self._read(hidden_states, packing)
         ids = None if packing is None else packing.sequence_id
-        return linear_recurrence_matrix(inputs.q, inputs.k, inputs.log_decay, ids)
+        matrix = linear_recurrence_matrix if self.causal else linear_recurrence_both_ways_matrix
+        return matrix(inputs.q, inputs.k, inputs.log_decay, ids)
 
     def values(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """V per head: [batch, nheads, length, value_width]."""
@@ -81,6 +94,8 @@ class LinearRecurrentMixer(SequenceMixer):
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """The recurrence's state, in float32 or wider, and the convolution's last inputs."""
+        if not self.causal:
+            return super().init_state(batch, device, dtype)
         wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         shape = (batch, self.nheads, self.d_state, self.value_width)
         state = {"recurrence": torch.zeros(shape, device=device, dtype=wide)}
@@ -88,6 +103,8 @@ class LinearRecurrentMixer(SequenceMixer):
 
     def prefill(self, hidden_states: Tensor, packing: Packing | None = None) -> tuple[Tensor, State]:
         """See `SequenceMixer.prefill`; the whole prompt at once."""
+        if not self.causal:
+            return super().prefill(hidden_states, packing)
         inputs, raw = self._read(hidden_states, packing)
         mixed, last = self._recur(inputs, packing)
         state = {"recurrence": last}
@@ -97,6 +114,8 @@ class LinearRecurrentMixer(SequenceMixer):
 
     def step(self, hidden_states: Tensor, state: State) -> tuple[Tensor, State]:
         """See `SequenceMixer.step`."""
+        if not self.causal:
+            return super().step(hidden_states, state)
         raw, passed = self._project(hidden_states)
         after = {}
         if self.conv is not None:
@@ -107,6 +126,8 @@ class LinearRecurrentMixer(SequenceMixer):
 
     def state_size(self, length: int, dtype: torch.dtype = torch.float32) -> int:
         """See `SequenceMixer.state_size`; the same for every length."""
+        if not self.causal:
+            return super().state_size(length, dtype)
         wide = torch.promote_types(dtype, torch.float32).itemsize
         convolution = 0 if self.conv is None else self.conv.state_size(dtype)
         return self.nheads * self.d_state * self.value_width * wide + convolution
@@ -123,4 +144,5 @@ class ElementwiseMixer(LinearRecurrentMixer):
         decay = torch.exp(inputs.log_decay)
         states = elementwise_scan(decay, (inputs.k * inputs.v).to(decay.dtype), sequence_id=ids)
         mixed = (inputs.q * states).sum(-1, keepdim=True).to(inputs.v.dtype)
-        return mixed, states[:, -1, :, :, None]
+        # A copy: a view would keep the states of the whole row.
+        return mixed, states[:, -1, :, :, None].clone()

@@ -73,7 +73,8 @@ class LongConv(LTIMixer):
             return super().prefill(hidden_states, packing)
         u = self._inputs(hidden_states, packing)
         before = self.init_state(u.shape[0], u.device, u.dtype)["inputs"]
-        inputs = torch.cat([before, u], dim=1)[:, u.shape[1] :]
+        # A copy: a view would keep the whole row.
+        inputs = torch.cat([before, u], dim=1)[:, u.shape[1] :].clone()
         return self._finish(self._convolve(u, None), u, hidden_states), {"inputs": inputs}
 
     def state_size(self, length: int, dtype: torch.dtype = torch.float32) -> int:
