@@ -3,11 +3,12 @@
     python benchmarks/decode.py                                    # a laptop
     python benchmarks/decode.py --d-model 1024 --batch 32 --contexts 512 16384
 
-The context is read in parallel (`prefill`), then steps are timed: their median, and the bytes that a row's state takes,
-beside softmax attention's, whose cache grows.
+The context is read in parallel (`prefill`), then steps are timed, the contexts in turn, so that what else the machine
+does falls on all of them; and the bytes that a row's state takes. Softmax attention, whose cache grows, comes first.
 """
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -17,8 +18,13 @@ from timing import measure, print_header
 
 from anymixer.mixers import build_mixer, mixers
 from anymixer.mixers.base import as_causal, state_bytes
+from anymixer.report.comparison import markdown_table
 
-OPTIONS: dict[str, dict[str, Any]] = {"hgrn2": {"expand_ratio": 64}, "attention": {"positions": "rotary"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "attention": {"positions": "rotary"},
+    "dma": {"keep_window_size": 1024},
+    "hgrn2": {"expand_ratio": 64},
+}
 BASELINE = "attention"
 
 
@@ -33,14 +39,19 @@ def causal_specs() -> dict[str, dict[str, Any]]:
 
 
 @torch.no_grad()
-def bench(spec: dict[str, Any], context: int, options: argparse.Namespace, device: torch.device) -> tuple[float, int]:
-    """Milliseconds of a step after `context` tokens, and bytes of a row's state."""
+def bench(spec: dict[str, Any], options: argparse.Namespace, device: torch.device) -> list[tuple[float, int]]:
+    """Milliseconds of a step after each context, and bytes of a row's state."""
     torch.manual_seed(0)
     mixer = build_mixer(as_causal(spec, options.d_model), options.d_model).to(device).eval()
-    _, state = mixer.prefill(torch.randn(options.batch, context, options.d_model, device=device))
     token = torch.randn(options.batch, options.d_model, device=device)
-    time = measure(lambda: mixer.step(token, state), device, repeat=options.repeat).milliseconds
-    return time, state_bytes(state) // options.batch
+    states, times = [], [math.inf] * len(options.contexts)
+    for context in options.contexts:
+        states.append(mixer.prefill(torch.randn(options.batch, context, options.d_model, device=device))[1])
+    for _ in range(options.rounds):
+        for i, state in enumerate(states):
+            time = measure(lambda state=state: mixer.step(token, state), device, repeat=options.repeat).milliseconds
+            times[i] = min(times[i], time)
+    return [(time, state_bytes(state) // options.batch) for time, state in zip(times, states)]
 
 
 def main() -> None:
@@ -52,17 +63,24 @@ def main() -> None:
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print_header(device, f"batch {options.batch}, d_model {options.d_model}, median of {options.repeat} steps")
-    table = Table("mixer", "context", "ms a step", "x attention", "state kB a row")
-    base = {context: bench(specs[BASELINE], context, options, device) for context in options.contexts}
+    how = f"quickest of {options.rounds} medians of {options.repeat} steps"
+    print_header(device, f"batch {options.batch}, d_model {options.d_model}, {how}")
+    heads = ["mixer", *(f"ms at {n:,}" for n in options.contexts), *(f"kB at {n:,}" for n in options.contexts)]
+    rows = []
     for name in [BASELINE, *(n for n in options.mixers if n != BASELINE)]:
-        for context in options.contexts:
-            time, size = base[context] if name == BASELINE else bench(specs[name], context, options, device)
-            ratio = time / base[context][0]
-            table.add_row(name, f"{context:,}", f"{time:.3f}", f"{ratio:.2f}", f"{size / 1000:,.1f}")
-    Console(width=100).print(table)
+        times, sizes = zip(*bench(specs[name], options, device))
+        rows.append([name, *(f"{time:.3f}" for time in times), *(f"{size / 1000:,.1f}" for size in sizes)])
+    if options.markdown:
+        print(markdown_table(heads, rows))
+        return
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,18 @@ def test_what_is_written_holds_the_same_figures(tmp_path):
     assert results_table(results).row_count == 2
 
 
+def test_of_language_models_perplexity_is_shown(tmp_path):
+    lms = [result("a", 2.0, causal=True), result("b", math.nan, causal=True), result("c", 1e4, causal=True)]
+    write_results(lms, tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "| loss | perplexity | accuracy |" in text and "| 2.000 | 7.4 | 50.0% |" in text and "| inf |" in text
+    assert draw_losses(lms).axes[0].get_ylabel() == "next-token loss (nats)"
+    mixed = [lms[0], result("d", 1.0)]
+    write_results(mixed, tmp_path)
+    assert "perplexity" not in (tmp_path / "results.md").read_text()
+    assert draw_losses(mixed).axes[0].get_ylabel() == "masked-LM or next-token loss (nats)"
+
+
 def test_the_plot_has_every_step_and_evaluation():
     figure = draw_losses([result("one", 5.0)])
     line, dots = figure.axes[0].get_lines()

@@ -22,6 +22,13 @@ def test_the_readme_s_example_runs():
     assert names["y"].shape == (2, 128, 256)
 
 
+def test_the_example_of_language_models_runs():
+    (block,) = python_blocks("docs/causal.md")
+    names = {}
+    exec(block, names)
+    assert names["ids"].shape[1] <= 20 and names["z"].shape == names["y"].shape == (2, 16, 64)
+
+
 def test_the_example_of_a_new_mixer_works_and_keeps_sequences_apart():
     (block,) = python_blocks("docs/adding_a_mixer.md")
     try:

@@ -65,14 +65,26 @@ def compare(
             parameters = count_parameters(build_on_meta(run.config))
             print(f"{run.name}: {state}, {run.config.max_duration}, {parameters:,} parameters, {run.folder}")
         return
-    with _ending_on_sigterm():
-        places = [f"[{number}/{len(runs)}]" for number in range(1, len(runs) + 1)]
-        failed = [run for run, place in zip(runs, places) if not _train(run, place, ranks, console)]
-    results = [_result(run) for run in runs if run not in failed]
+    results = train_runs(runs, console, ranks=ranks)
     if results:
         console.print(results_table(results))
         for path in write_results(results, output):
             print(path)
+    raise_for_failed(runs, results)
+
+
+def train_runs(runs: Sequence[Run], console: Console, *, ranks: int = 1) -> list[Result]:
+    """Train what is not trained yet, one run after the other, and return what those reached that finished."""
+    with _ending_on_sigterm():
+        places = [f"[{number}/{len(runs)}]" for number in range(1, len(runs) + 1)]
+        finished = [run for run, place in zip(runs, places) if _train(run, place, ranks, console)]
+    return [_result(run) for run in finished]
+
+
+def raise_for_failed(runs: Sequence[Run], results: Sequence[Result]) -> None:
+    """Raise UserError, naming their logs, where runs have no result."""
+    finished = {result.name for result in results}
+    failed = [run for run in runs if run.name not in finished]
     if failed:
         logs = ", ".join(str(_log(run)) for run in failed)
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(r.name for r in failed)} (see {logs})")
@@ -159,7 +171,8 @@ def _train(run: Run, place: str, ranks: int, console: Console) -> bool:
         console.print(f"{place} {run.name}: failed after {seconds:.0f} s: {' '.join(reason)}", markup=False)
         return False
     result = _result(run)
-    console.print(f"{place} {run.name}: held-out loss {result.loss:.3f}, {seconds:.0f} s", markup=False)
+    perplexity = f", perplexity {result.perplexity:,.1f}" if result.causal else ""
+    console.print(f"{place} {run.name}: held-out loss {result.loss:.3f}{perplexity}, {seconds:.0f} s", markup=False)
     return True
 
 
@@ -209,5 +222,6 @@ def _result(run: Run) -> Result:
         tokens=summary["tokens"],
         tokens_per_second=summary["tokens_per_second"],
         peak_memory_bytes=summary["peak_memory_bytes"],
+        causal=run.config.model.name == "causal_lm",
         curve=tuple(read_metrics(run.folder / METRICS_NAME)),
     )

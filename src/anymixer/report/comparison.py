@@ -5,7 +5,8 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-COLUMNS = ("run", "loss", "accuracy", "parameters", "tokens/s", "peak memory")
+COLUMNS = ("run", "loss", "perplexity", "accuracy", "parameters", "tokens/s", "peak memory")
+# exp of more than this is no float64.
+_LARGEST_LOSS = 709.0
 # Training losses are shown as a running mean over this share of the steps.
 _WINDOW = 1 / 20
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run reached. loss, train_loss: nats per masked token. accuracy: share of the masked tokens.
+    """What one run reached. loss, train_loss: nats per predicted token. accuracy: share of the predicted tokens.
 
-    tokens: read in training. tokens_per_second: of the median step. curve: the lines of its metrics.jsonl.
+    tokens: read in training. tokens_per_second: of the median step. causal: whether the next token is predicted, not
+    masked ones. curve: the lines of its metrics.jsonl.
     """
 
     name: str
@@ -43,13 +47,20 @@ class Result:
     tokens: int
     tokens_per_second: float | None
     peak_memory_bytes: int | None
-    curve: tuple[dict[str, Any], ...] = dataclasses.field(repr=False)
+    causal: bool = False
+    curve: tuple[dict[str, Any], ...] = dataclasses.field(default=(), repr=False)
 
-    def cells(self, name: str) -> tuple[str, ...]:
-        """The row of the table, as text, under COLUMNS; name: how the run is called there."""
+    @property
+    def perplexity(self) -> float:
+        """exp of the loss; infinite where that is too large for a number."""
+        return math.exp(self.loss) if self.loss < _LARGEST_LOSS or math.isnan(self.loss) else math.inf
+
+    def cells(self, name: str) -> dict[str, str]:
+        """The row of the table, as text, by column; name: how the run is called there."""
         speed = "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f}"
         memory = "" if self.peak_memory_bytes is None else f"{self.peak_memory_bytes / 2**30:.2f} GiB"
-        return (name, f"{self.loss:.3f}", f"{self.accuracy:.1%}", f"{self.parameters:,}", speed, memory)
+        values = (f"{self.loss:.3f}", f"{self.perplexity:,.1f}", f"{self.accuracy:.1%}", f"{self.parameters:,}")
+        return dict(zip(COLUMNS, (name, *values, speed, memory)))
 
     def record(self) -> dict[str, Any]:
         """All figures but the curve, as plain data."""
@@ -69,17 +80,35 @@ def short_names(results: Sequence[Result]) -> list[str]:
 
 
 def results_table(results: Sequence[Result]) -> "Table":
-    """One row a run, the best first; loss and accuracy are of held-out text."""
+    """One row a run, the best first; loss, perplexity and accuracy are of held-out text."""
     from rich.table import Table
 
     table = Table(title="held-out text after training", title_justify="left")
-    for column in COLUMNS:
-        first = column == COLUMNS[0]
+    columns, *rows = _rows(best_first(results))
+    for column in columns:
+        first = column == columns[0]
         table.add_column(column, justify="left" if first else "right", overflow="fold", no_wrap=not first)
-    results = best_first(results)
-    for result, name in zip(results, short_names(results)):
-        table.add_row(*result.cells(name))
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """The table's heads and cells; perplexity is a column where all runs predict the next token."""
+    shown = [column for column in COLUMNS if column != "perplexity" or all(result.causal for result in results)]
+    cells = [result.cells(name) for result, name in zip(results, short_names(results))]
+    return [tuple(shown), *(tuple(row[column] for column in shown) for row in cells)]
+
+
+def _markdown(results: Sequence[Result]) -> str:
+    heads, *rows = _rows(results)
+    return markdown_table(heads, rows)
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    lines = [heads, ("---", *("---:" for _ in heads[1:])), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def write_results(results: Sequence[Result], folder: Path) -> list[Path]:
@@ -105,15 +134,6 @@ def _csv(records: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _markdown(results: Sequence[Result]) -> str:
-    rows = [
-        COLUMNS,
-        ("---", *("---:" for _ in COLUMNS[1:])),
-        *(r.cells(name) for r, name in zip(results, short_names(results))),
-    ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
 def draw_losses(results: Sequence[Result]) -> "Figure":
     """Loss against tokens: training as a line (running mean), evaluations as dots of the same colour."""
     import matplotlib
@@ -128,7 +148,8 @@ def draw_losses(results: Sequence[Result]) -> "Figure":
         axes.plot(tokens, running_mean(losses), color=colours(number), linewidth=1.3, label=label)
         axes.plot(*_evaluations(result), "o", color=colours(number), markersize=4)
     axes.set_xlabel("tokens read")
-    axes.set_ylabel("masked-LM loss (nats)")
+    tasks = {"next-token" if result.causal else "masked-LM" for result in results}
+    axes.set_ylabel(" or ".join(sorted(tasks)) + " loss (nats)")
     axes.set_title("training (line) and held-out (dot)", fontsize=10)
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(
