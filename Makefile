@@ -9,10 +9,12 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # The versions of transformers that models must load on, oldest to newest; 5 with the newest torch.
 TRANSFORMERS ?= 4.51.3 4.57.6 5.17.0
 
-.PHONY: help demo test test-fast test-transformers lint clean
+.PHONY: help demo demo-mixers demo-causal test test-fast test-transformers lint clean
 help:
-	@echo "make demo       build a small corpus, pretrain a small Hydra on it, fill a few masks (about 5 minutes)"
-	@echo "make test       lint and test (about 4 minutes); make test-fast leaves out the long tests"
+	@echo "make demo       build a small corpus, pretrain a small Hydra on it, fill a few masks, finetune it (about 4 minutes)"
+	@echo "make demo-mixers   train each of 17 mixers for a minute and compare them (about 20 minutes)"
+	@echo "make demo-causal   train three small language models, and let one write (about 10 minutes)"
+	@echo "make test       lint and test (about 15 minutes); make test-fast leaves out the long tests"
 	@echo "make test-transformers   the models and their export on transformers $(TRANSFORMERS)"
 	@echo "make clean        remove .venv and the demo's data and runs"
 
@@ -78,8 +80,8 @@ endif
 
 test-transformers: $(TRANSFORMERS:%=$(VENV)-transformers/%/.installed)
 	@set -e; for version in $(TRANSFORMERS); do echo "transformers $$version"; OMP_NUM_THREADS=1 \
-	  $(VENV)-transformers/$$version/bin/python -m pytest tests/models tests/export/test_export.py \
-	  tests/export/test_import_checkpoint.py; done
+	  $(VENV)-transformers/$$version/bin/python -m pytest tests/models tests/checkpoints \
+	  tests/export/test_flatten.py tests/export/test_export.py tests/export/test_import_checkpoint.py; done
 
 clean:
-	rm -rf $(VENV) $(VENV)-transformers data/demo runs/demo-hydra
+	rm -rf $(VENV) $(VENV)-transformers data/demo runs/demo-hydra runs/demo-mixers-* runs/demo-causal-*
