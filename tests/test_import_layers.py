@@ -23,14 +23,8 @@ LAYERS = [
     ("anymixer.layers",),
     ("anymixer.mixers",),
     ("anymixer.models",),
-    # Tables of other projects' names; they come before the rest of their package.
-    (
-        "anymixer.export.renaming",
-        "anymixer.export.from_hf_bert",
-        "anymixer.export.mosaic_bert",
-        "anymixer.export.published_hydra",
-    ),
     ("anymixer.data",),
+    ("anymixer.checkpoints",),
     ("anymixer.training",),
     ("anymixer.glue",),
     ("anymixer.config",),

@@ -134,7 +134,7 @@ def import_(
     config: Annotated[Path | None, typer.Option(help="the model's config.json, where none lies beside it")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="its tokenizer, where none lies beside it")] = None,
 ) -> None:
-    """Make a run's folder of a published Hydra, a MosaicBERT, a BERT, or an exported model of ours.
+    """Make a run's folder of a published Hydra, a MosaicBERT, a BERT, a Doge, or an exported model of ours.
 
     anymixer import bert-base-uncased runs/bert
     """

@@ -1,5 +1,6 @@
 """`anymixer export` from the folder of a run, from what is left of one, and from what is none."""
 
+import errno
 import json
 import shutil
 import zipfile
@@ -188,6 +189,48 @@ def test_what_cannot_be_exported_leaves_one_line_and_nothing_else(make, message,
     with pytest.raises(UserError, match=message) as caught:
         export_checkpoint(str(source), tmp_path / "model")
     assert "\n" not in str(caught.value) and leftovers(tmp_path) == ["in"]
+
+
+def disk_full(model, folder):
+    raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.safetensors"))
+
+
+def tensors_do_not_fit(model, folder):
+    from safetensors import SafetensorError
+
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def disk_full_in_torch(model, folder):
+    try:
+        disk_full(model, folder)
+    finally:
+        raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 704 vs 598")
+
+
+@pytest.mark.parametrize("write", [disk_full, tensors_do_not_fit, disk_full_in_torch])
+def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, write, call_cli, capsys):
+    monkeypatch.setattr(command, "write_folder", write)
+    out = tmp_path / "deep" / "er" / "model"
+    assert call_cli("export", run, out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {out}: cannot be written: ") and "No space left on device" in error
+    assert error.count("\n") == 1 and leftovers(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="model: cannot be made: Not a directory"):
+        export_checkpoint(str(run), tmp_path / "file" / "model")
+
+
+def test_a_folder_that_appears_meanwhile_is_not_touched(run, tmp_path, monkeypatch):
+    out = tmp_path / "model"
+    monkeypatch.setattr(command, "write_folder", lambda model, folder: (write_folder(model, folder), out.mkdir()))
+    without_verifying(monkeypatch)
+    with pytest.raises(UserError, match="model: it appeared meanwhile"):
+        export_checkpoint(str(run), out)
+    assert leftovers(tmp_path) == ["model"] and leftovers(out) == []
 
 
 def test_a_name_that_transformers_cannot_load_from_is_refused(run, tmp_path):

@@ -9,27 +9,48 @@ from transformers.dynamic_module_utils import check_imports, get_relative_import
 from anymixer.errors import UserError
 from anymixer.export.flatten import flatten, write_code
 from anymixer.export.heads import FAMILIES
+from anymixer.export.join_modules import join_modules
 from anymixer.mixers import mixers
 from anymixer.mixers.plugins import load_module
 
-ENTRIES = FAMILIES["mixer_bert"].modules()
+BERT = FAMILIES["mixer_bert"]
 ALLOWED = {"torch", "transformers", *sys.stdlib_module_names}
 
 
 def imports(text):
-    """(level, module, names) of every import, read from the syntax tree."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
+    """(level, module, names) of every import that is not tried, read from the syntax tree."""
+    tree = ast.parse(text)
+    tried = {id(node) for outer in ast.walk(tree) if isinstance(outer, ast.Try) for node in ast.walk(outer)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in tried:
             yield from ((0, alias.name, []) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and id(node) not in tried:
             yield node.level, node.module, [alias.name for alias in node.names]
+
+
+def imported_on_loading(files, entry):
+    """The files that are run when `entry` is imported: what stands in functions and `if` is not."""
+    found, waiting = set(), [entry]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            body = ast.parse(files[f"{name}.py"]).body
+            for node in body:
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    waiting += [node.module] if node.module else [alias.name for alias in node.names]
+    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", mixers.names())
 def test_files_import_each_other_and_what_everybody_has(name, family):
-    files = flatten(FAMILIES[family].modules(), [mixers.get(name)]).files
+    files = flatten(FAMILIES[family], [mixers.get(name)]).files
+    for entry in FAMILIES[family].auto_map().values():
+        run = imported_on_loading(files, entry.partition(".")[0])
+        assert not any("triton" in file for file in run), "Triton is loaded where an op takes it"
     for file, text in files.items():
+        assert "anymixer::" not in text, "an operator of another version's may be registered in the same process"
         for level, module, names in imports(text):
             if level:
                 beside = [module] if module else names
@@ -39,7 +60,7 @@ def test_files_import_each_other_and_what_everybody_has(name, family):
 
 
 def test_only_the_chosen_mixers_are_taken_along():
-    files = flatten(ENTRIES, [mixers.get("attention")]).files
+    files = flatten(BERT, [mixers.get("attention")]).files
     assert {name for name in files if name.startswith("mixers")} == {
         "mixers.py",
         "mixers_base.py",
@@ -47,15 +68,15 @@ def test_only_the_chosen_mixers_are_taken_along():
         "mixers_attention.py",
     }
     assert not any("quasiseparable" in name or "hydra" in name for name in files)
-    both = flatten(ENTRIES, [mixers.get("attention"), mixers.get("hydra"), mixers.get("attention")]).files
+    both = flatten(BERT, [mixers.get("attention"), mixers.get("hydra"), mixers.get("attention")]).files
     assert {"mixers_attention.py", "mixers_hydra.py", "kernels_quasiseparable.py"} <= both.keys()
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", sorted({name.partition(".")[0] for name in BERT.auto_map().values()}))
 def test_transformers_finds_every_file_from_the_one_that_is_named(entry, tmp_path):
     """transformers 4 copies the files that the named one imports itself, and follows circles for ever."""
-    write_code(flatten(ENTRIES, [mixers.get("hydra")]), tmp_path)
-    named = tmp_path / f"{entry.rpartition('.')[2]}.py"
+    write_code(flatten(BERT, [mixers.get("hydra")]), tmp_path)
+    named = tmp_path / f"{entry}.py"
     direct = {f"{name}.py" for name in check_imports(named)}
     everything = {file.rpartition("/")[2] for file in get_relative_import_files(named)}
     assert direct == everything
@@ -86,7 +107,7 @@ def test_what_is_for_type_checkers_is_left_out_and_nested_imports_are_rewritten(
     sys.path.insert(0, str(tmp_path))
     try:
         load_module(mixers, str(mixer), "module")
-        code = flatten(ENTRIES, [mixers.get("my_mean")])
+        code = flatten(BERT, [mixers.get("my_mean")])
     finally:
         sys.path.remove(str(tmp_path))
         sys.modules.pop("my_helper", None)
@@ -122,9 +143,33 @@ def test_imports_that_cannot_be_rewritten_are_named(line, message, tmp_path, for
     )
     load_module(mixers, str(mixer), "module")
     with pytest.raises(UserError, match=message):
-        flatten(ENTRIES, [mixers.get("my_bad")])
+        flatten(BERT, [mixers.get("my_bad")])
 
 
 def test_the_files_are_the_same_every_time():
-    first, second = (flatten(ENTRIES, [mixers.get("hydra")]).files for _ in range(2))
+    first, second = (flatten(BERT, [mixers.get("hydra")]).files for _ in range(2))
     assert first == second
+
+
+def test_all_heads_stand_in_one_file_which_registers_them():
+    text = flatten(BERT, [mixers.get("attention")]).files["modeling_mixer_bert.py"]
+    defined = {node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
+    for auto, name in BERT.auto_map().items():
+        home, _, cls = name.partition(".")
+        if auto != "AutoConfig":
+            assert home == "modeling_mixer_bert" and cls in defined
+            assert f'{cls}.register_for_auto_class("{auto}")' in text.splitlines()
+
+
+def test_modules_that_cannot_be_joined_are_told():
+    with pytest.raises(ValueError, match="two definitions of f in a, b"):
+        join_modules(['"""A."""\nimport os\ndef f(): pass\n', '"""B."""\nimport os\ndef f(): pass\n'], ["a", "b"])
+    with pytest.raises(ValueError, match="something stands between the imports"):
+        join_modules(['"""A."""\nimport os\nX = 1\nimport sys\n'], ["a"])
+    joined = join_modules(
+        ['"""A."""\nimport os\nX = 1\n', '"""B."""\nimport os\nfrom .a import X\nY = X\n'], ["a", "b"]
+    )
+    assert joined.count("import os") == 1 and "from" not in joined
+    values = {}
+    exec(joined, values)
+    assert values["__doc__"] == "A." and values["Y"] == 1

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixer_instances import CASES
+from mixer_instances import CASES, CAUSAL_CASES
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from anymixer.errors import UserError
-from anymixer.export.folder import build_exported, exported, write_folder
+from anymixer.export.folder import build_exported, write_folder
 from anymixer.export.import_checkpoint import import_checkpoint
 from anymixer.export.source import open_checkpoint
 from anymixer.export.verify import Expected, verify
@@ -208,15 +208,42 @@ def test_a_mosaic_bert_gives_its_logits(tmp_path):
     assert (logits - mosaic_logits(weights, ids, heads=4)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("spec", [case for case in CASES if case.id.endswith("-0")])
-def test_a_checkpoint_exported_and_imported_has_the_same_loss(tmp_path, spec):
-    """For every registered mixer, from a checkpoint's folder to the next one's."""
+def composer_checkpoint(path, model):
+    """What Composer's Trainer writes, as far as the model goes."""
+    config = {"file_extension": ".json", "content": model.config.to_dict()}
+    state = {
+        "model": {f"model.{name}": value for name, value in model.state_dict().items()},
+        "integrations": {"huggingface": {"model": {"config": config}, "tokenizer": {}}},
+    }
+    torch.save({"state": state, "rng": []}, path)
+
+
+def firsts(cases):
+    """The first instance of each mixer."""
+    return list({case.values[0]["name"]: case for case in reversed(cases)}.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [("mixer_bert", *case.values) for case in firsts(CASES)] + [("causal_lm", *c.values) for c in firsts(CAUSAL_CASES)],
+    ids=lambda value: value if isinstance(value, str) else value["name"],
+)
+def test_a_checkpoint_exported_and_imported_has_the_same_loss(tmp_path, name, spec):
+    """For every registered mixer, from a checkpoint to the next one's, in evaluation over some batches."""
     torch.manual_seed(0)
-    model = build_model(ModelConfig(mixer=spec, model_config={**SMALL, "channel_mixer": "glu"})).eval()
-    write_folder(exported(model, "AutoModelForMaskedLM", None), tmp_path / "exported")
+    model = build_model(ModelConfig(name=name, mixer=spec, model_config={**SMALL, "channel_mixer": "glu"})).eval()
+    for p in model.parameters():
+        p.data.add_(torch.randn_like(p) * 0.05)
+    composer_checkpoint(tmp_path / "ep0-ba7-rank0.pt", model)
+    write_folder(build_exported(open_checkpoint(str(tmp_path / "ep0-ba7-rank0.pt"))), tmp_path / "exported")
     import_checkpoint(str(tmp_path / "exported"), tmp_path / "out")
-    ids = torch.randint(5, 96, (2, 9))
-    assert torch.equal(imported(tmp_path / "out")(ids, labels=ids).loss, model(ids, labels=ids).loss)
+    again = imported(tmp_path / "out")
+    for ids in torch.randint(5, 96, (3, 2, 9)):
+        labels = ids.where(torch.arange(9) % 3 == 0, -100)
+        mask = torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
+        with torch.no_grad():
+            before, after = (m(ids, attention_mask=mask, labels=labels).loss for m in (model, again))
+        assert torch.equal(before, after)
 
 
 def test_an_imported_checkpoint_can_be_exported(tmp_path):
@@ -317,24 +344,33 @@ def test_what_is_there_is_not_touched(tmp_path):
         import_checkpoint(str(tmp_path / "nowhere.pt"), tmp_path / "new")
 
 
-def test_logits_that_are_not_the_originals_are_refused(tmp_path):
+def test_logits_that_are_not_the_originals_are_refused(tmp_path, monkeypatch):
     """A BERT whose configuration says another number of heads fits all shapes."""
-    from anymixer.export import from_hf_bert
-    from anymixer.export import import_checkpoint as module
+    from anymixer.checkpoints import hf_bert
 
     save_bert(tmp_path / "bert")
-    convert = from_hf_bert.convert_config
-    wrong = module.Kind(
-        "a Hugging Face BERT",
-        module.KINDS[2].mark,
-        from_hf_bert.convert_weights,
-        lambda config: convert({**config, "num_attention_heads": 2}),
-    )
-    kinds = module.KINDS
-    module.KINDS = (wrong,)
-    try:
-        with pytest.raises(UserError, match="logits differ from those of transformers' BertForMaskedLM by"):
-            import_checkpoint(str(tmp_path / "bert"), tmp_path / "out")
-    finally:
-        module.KINDS = kinds
+    convert = hf_bert.convert_config
+    monkeypatch.setattr(hf_bert, "convert_config", lambda config: convert({**config, "num_attention_heads": 2}))
+    with pytest.raises(UserError, match="logits differ from those of transformers' BertForMaskedLM by"):
+        import_checkpoint(str(tmp_path / "bert"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_code_that_a_configuration_names_is_not_run(tmp_path):
+    (tmp_path / "evil.py").write_text("raise SystemExit('this ran')")
+    model = build_model(ModelConfig(mixer={"name": "attention", "num_heads": 4}, model_config=SMALL))
+    model.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["mixer"] = {"name": "evil", "module": str(tmp_path / "evil.py")}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"its mixer would run the code in .*evil.py; nothing of it is run here"):
+        import_checkpoint(str(tmp_path / "model"), tmp_path / "out")
+
+
+def test_a_folder_of_several_files_or_none_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"SOURCE: .* holds no checkpoint \(no latest-rank0.pt, "):
+        import_checkpoint(str(tmp_path), tmp_path / "out")
+    for name in ("a.pt", "b.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"holds several files of weights \(a.pt, b.safetensors\); name one of them"):
+        import_checkpoint(str(tmp_path), tmp_path / "out")

@@ -8,9 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
+from anymixer.checkpoints import hf_bert, published_hydra
 from anymixer.data.tokenization import wordpiece_tokenizer
 from anymixer.errors import UserError
-from anymixer.export import from_hf_bert, published_hydra
 from anymixer.glue.starting_point import checkpoint_digest, choose_tokenizer, open_starting_point, take_weights
 from anymixer.models import MixerBertForMaskedLM, ModelConfig, build_classifier, build_model
 from anymixer.training.composer_model import MixerComposerModel
@@ -114,14 +114,14 @@ def test_a_hugging_face_bert_becomes_ours(tmp_path, old_names):
 
 def test_bert_s_masked_lm_head_and_configuration_convert_too():
     source = pretrained(HF_BERT)
-    model = MixerBertForMaskedLM(from_hf_bert.convert_config(source.config.to_dict())).eval()
-    model.load_state_dict(from_hf_bert.convert_weights(source.state_dict()), strict=True)
+    model = MixerBertForMaskedLM(hf_bert.convert_config(source.config.to_dict())).eval()
+    model.load_state_dict(hf_bert.convert_weights(source.state_dict()), strict=True)
     ids = torch.randint(5, 32, (2, 9))
     torch.testing.assert_close(model(input_ids=ids).logits, source(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="hidden_act gelu_new"):
-        from_hf_bert.convert_config(BertConfig(hidden_act="gelu_new").to_dict())
+        hf_bert.convert_config(BertConfig(hidden_act="gelu_new").to_dict())
     with pytest.raises(KeyError, match=r"not a parameter of Hugging Face's BERT: bert\.extra"):
-        from_hf_bert.convert_weights({"bert.extra": torch.zeros(1)})
+        hf_bert.convert_weights({"bert.extra": torch.zeros(1)})
 
 
 def test_a_bare_bert_has_its_pooler(tmp_path):
@@ -288,7 +288,7 @@ def test_hf_masked_lm_and_ours_give_one_loss(tmp_path):
     source.save_pretrained(tmp_path)
     theirs, ours = classifier(HF_BERT), classifier(BERT)
     take_weights(theirs, open_starting_point(str(tmp_path)))
-    ours.load_state_dict(from_hf_bert.convert_weights(theirs.state_dict()), strict=True)
+    ours.load_state_dict(hf_bert.convert_weights(theirs.state_dict()), strict=True)
     ids = torch.randint(5, 32, (4, 9))
     labels = torch.tensor([0, 1, 1, 0])
     torch.testing.assert_close(

@@ -129,3 +129,34 @@ def test_an_encoder_s_has_no_state():
 def test_options_that_do_not_fit_are_named(options, message):
     with pytest.raises(UserError, match=message):
         build_mixer({"name": "dma", "num_heads": 4, **options}, 32)
+
+
+class Adapted(torch.nn.Module):
+    """A projection with an adapter beside it, as LoRA has them."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.down, self.up = (
+            torch.nn.Linear(base.in_features, 2, bias=False),
+            torch.nn.Linear(2, base.out_features, bias=False),
+        )
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"key_bias": "linear", "bias": True, "num_kv_heads": 2}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_adapters_beside_the_projections_count_as_if_they_were_merged(options, dtype):
+    mixer, hidden = make(keep_window_size=5, **options), torch.randn(1, 30, 32, dtype=torch.float64)
+    merged = make(keep_window_size=5, **options)
+    for name in ("qkv_proj", "dt_proj"):
+        adapted = Adapted(getattr(mixer, name)).double()
+        setattr(mixer, name, adapted)
+        getattr(merged, name).weight.data += adapted.up.weight.data @ adapted.down.weight.data
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
+    output = mixer.to(dtype)(hidden.to(dtype))
+    torch.testing.assert_close(output.double(), merged(hidden), rtol=tolerance, atol=tolerance)
+    output.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in mixer.named_parameters() if "up" in name)

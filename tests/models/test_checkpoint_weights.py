@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from anymixer.errors import UserError
-from anymixer.models.checkpoint_weights import load_checkpoint_weights, read_checkpoint
+from anymixer.models.checkpoint_weights import load_checkpoint_weights, model_weights, read_checkpoint
 
 
 class RunsCode:
@@ -27,6 +27,14 @@ def test_flat_and_nested_checkpoints_load(tmp_path):
         nn.init.zeros_(target.weight)
         load_checkpoint_weights(target, path, "model.pretrained_checkpoint")
         assert torch.equal(target.weight, source.weight)
+
+
+def test_names_of_a_flat_file_lose_a_prefix_that_all_of_them_have():
+    one = torch.ones(1)
+    assert model_weights({"model.a": one, "model.b": one}, "key").keys() == {"a", "b"}
+    assert model_weights({"model.word": one, "lm_head": one}, "key").keys() == {"model.word", "lm_head"}
+    nested = {"state": {"model": {"model.model.word": one, "model.lm_head": one}}}
+    assert model_weights(nested, "key").keys() == {"model.word", "lm_head"}
 
 
 def test_a_file_that_wants_to_run_code_is_refused(tmp_path, capsys):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from anymixer.checkpoints.published_hydra import convert_config, convert_weights
 from anymixer.errors import UserError
-from anymixer.export.published_hydra import convert_config, convert_weights
 from anymixer.models import MixerBertConfig, MixerBertForMaskedLM, ModelConfig, build_model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from anymixer.errors import UserError
+from anymixer.layers.packing import make_packing
 from anymixer.models.configuration_mixer_lm import MixerLMConfig
-from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
+from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM, MixerLMModel
 
 ATTENTION = {"name": "attention", "num_heads": 2, "positions": "rotary"}
 
@@ -115,6 +116,23 @@ def test_recurrent_models_generate_as_they_compute(mixer):
     assert torch.equal(cached, whole)
 
 
+def test_tokens_stream_out_as_they_are_generated():
+    class Heard:
+        def __init__(self):
+            self.put_ids, self.ended = [], False
+
+        def put(self, value):
+            self.put_ids.append(value.reshape(-1).tolist())
+
+        def end(self):
+            self.ended = True
+
+    heard, model = Heard(), make(mixer={"name": "hgrn2", "expand_ratio": 8})
+    ids = torch.randint(1, 50, (1, 4))
+    whole = model.generate(ids, max_new_tokens=3, pad_token_id=0, streamer=heard)
+    assert heard.put_ids == [ids[0].tolist(), *([token] for token in whole[0, 4:].tolist())] and heard.ended
+
+
 def test_lower_bounds_grow_with_depth_and_are_learned_once():
     model = make(mixer={"name": "hgrn2", "expand_ratio": 8}, num_hidden_layers=4)
     bounds = model.model.backbone.shared["hgrn2"]
@@ -123,3 +141,32 @@ def test_lower_bounds_grow_with_depth_and_are_learned_once():
     ids = torch.randint(1, 50, (1, 9))
     model(ids, labels=ids).loss.backward()
     assert bounds.weight.grad.abs().sum() > 0
+
+
+def test_the_bare_model_of_a_saved_language_model_gives_its_states(tmp_path):
+    model = make(position_embeddings="learned")
+    model.save_pretrained(tmp_path)
+    bare = MixerLMModel.from_pretrained(tmp_path).eval()
+    ids, mask = rows()
+    states = bare(ids, attention_mask=mask, output_hidden_states=True)
+    assert torch.equal(model.lm_head(states.last_hidden_state), model(ids, attention_mask=mask).logits)
+    assert torch.equal(states.hidden_states[-1], states.last_hidden_state) and len(states.hidden_states) == 3
+    assert torch.equal(bare(ids, attention_mask=mask, return_dict=False)[0], states.last_hidden_state)
+
+
+def test_attentions_are_the_matrices_that_the_layers_apply():
+    model = make()
+    ids, mask = rows()
+    output = model(ids, attention_mask=mask, output_attentions=True, output_hidden_states=True)
+    assert len(output.attentions) == 2 and output.attentions[0].shape == (2, 2, 7, 7)
+    layer, before = model.model.backbone.layers[0].sequence, output.hidden_states[0]
+    inner, packing = layer.norm(before), make_packing(mask, None)
+    after = before + layer.mixer.output(output.attentions[0] @ layer.mixer.values(inner, packing), inner, packing)
+    torch.testing.assert_close(after[mask.bool()], output.hidden_states[1][mask.bool()], rtol=1e-4, atol=1e-5)
+    assert not output.attentions[0].triu(1).any()
+
+
+def test_what_only_whole_rows_give_is_not_asked_of_a_cache():
+    model = make()
+    with pytest.raises(ValueError, match="output_attentions, output_hidden_states: not with a cache"):
+        model(rows()[0], use_cache=True, output_attentions=True)

@@ -1,15 +1,14 @@
 """`anymixer export`: a checkpoint as a folder that loads anywhere, checked before it gets its name."""
 
-import contextlib
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from anymixer.errors import UserError
 from anymixer.export.folder import ExportedModel, build_exported, longest_row, write_folder
 from anymixer.export.model_card import write_model_card
+from anymixer.export.new_folder import new_folder
 from anymixer.export.sample_rows import SENTENCES, arbitrary_rows, held_out_rows, sentence_rows
 from anymixer.export.source import Checkpoint, open_checkpoint
 from anymixer.export.verify import TOLERANCE, Expected, Verdict, verify
@@ -56,7 +55,7 @@ def export_checkpoint(
     model = build_exported(checkpoint)
     if model.tokenizer is None:
         say(f"{source}: no tokenizer is in it or beside it; the folder will have none")
-    with _partial(out) as folder:
+    with new_folder(out) as folder:
         write_folder(model, folder)
         write_model_card(folder, checkpoint, model, name=out.name, license=license)
         expected, held_out = expectation(folder, checkpoint, model)
@@ -67,7 +66,6 @@ def export_checkpoint(
         verdict = verify([expected], model.blocked)[0]
         if verdict.problem is not None:
             raise UserError(_failed(folder, out, verdict))
-        os.rename(folder, out)
     return Export(out, model.auto_class, verdict.difference, len(expected.rows), held_out)
 
 
@@ -93,19 +91,6 @@ def expectation(folder: Path, checkpoint: Checkpoint, model: ExportedModel) -> t
     sentences = sentence_rows(tokenizer)
     rows = [row[:limit] for row in [*held_out, *sentences] if row]
     return Expected(folder, model.model, model.auto_class, rows, list(SENTENCES), sentences), bool(held_out)
-
-
-@contextlib.contextmanager
-def _partial(out: Path) -> Iterator[Path]:
-    """A folder beside `out` and of its name, because loading code depends on the name; gone at the end."""
-    temporary = out.parent / f".{out.name}.partial-{os.getpid()}"
-    try:
-        (temporary / out.name).mkdir(parents=True)
-        yield temporary / out.name
-    except PermissionError as error:
-        raise UserError(f"{out}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _failed(folder: Path, out: Path, verdict: Verdict) -> str:

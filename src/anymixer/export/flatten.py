@@ -2,24 +2,29 @@
 
 transformers loads the code of a model folder as modules of one folder, which it finds by looking for lines
 `from .name import ...`. So `anymixer.layers.packing` becomes `layers_packing.py`, and its imports are rewritten. Taken
-along is what the models and the chosen mixers import, whether a mixer comes with this package or is a user's.
+along is what the models and the chosen mixers import, whether a mixer comes with this package or is a user's. All heads
+stand in one file: a model that is saved again has the file of its class with it, and is to be loaded with any head.
 """
 
 import ast
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import anymixer
 from anymixer.errors import UserError
+from anymixer.export.heads import Family
+from anymixer.export.join_modules import join_modules
 from anymixer.export.module_files import ModuleFiles
 
 # Replaced by what `_mixers_file` and `_plugins_file` write: the first imports every file of its folder, the second
 # whatever a configuration names.
 _MIXERS, _PLUGINS = "anymixer.mixers", "anymixer.mixers.plugins"
 _MODELS = "anymixer.models."
+# What custom operators are called here; PyTorch has one table of them for a process.
+_OPERATORS = "anymixer::"
 _FORGET_OTHERS = """\
 import sys
 
@@ -46,14 +51,13 @@ class FlatCode:
     roots: list[str]
 
 
-def flatten(entries: Sequence[str], mixer_classes: Sequence[type]) -> FlatCode:
+def flatten(family: Family, mixer_classes: Sequence[type]) -> FlatCode:
     """The files of a model's code.
 
-    entries: modules of `anymixer.models` that a `config.json` names; their files carry the modules' own names.
     mixer_classes: the registered classes of the model's mixers. Raises UserError for a mixer whose code cannot be
     taken along.
     """
-    return _Flattener(mixer_classes).run(entries)
+    return _Flattener(mixer_classes).run(family)
 
 
 @dataclass
@@ -75,20 +79,32 @@ class _Flattener:
         self.texts: dict[str, str] = {}
         self.needs: dict[str, list[str]] = {}
 
-    def run(self, entries: Sequence[str]) -> FlatCode:
-        waiting = [*entries, _MIXERS]
+    def run(self, family: Family) -> FlatCode:
+        configuration, *heads = family.modules()
+        waiting = [configuration, *heads, _MIXERS]
         while waiting:
             module = waiting.pop()
             if module not in self.texts:
                 self.texts[module], self.needs[module] = self._file(module)
                 waiting += self.needs[module]
+        self._join(heads)
         code = hashlib.sha256("".join(self.texts[module] for module in sorted(self.texts)).encode()).hexdigest()[:16]
         self.texts[_MIXERS] += f'\nCODE = "{code}"\n'
-        for entry in entries:
+        classes = {auto: name.partition(".")[2] for auto, name in family.auto_map().items()}
+        for entry, names in ((configuration, ["AutoConfig"]), (heads[0], list(family.heads))):
             beside = sorted(self.found.flat_name(module) for module in self._all_needs(entry))
-            self.texts[entry] = _as_entry(self.texts[entry], beside, code if _configures(entry) else None)
+            text = _as_entry(self.texts[entry], beside, code if entry == configuration else None)
+            self.texts[entry] = _registering(text, {name: classes[name] for name in names})
         files = {f"{self.found.flat_name(module)}.py": text for module, text in sorted(self.texts.items())}
         return FlatCode(files, sorted(self.requirements), sorted(self.found.roots))
+
+    def _join(self, modules: Sequence[str]) -> None:
+        """Put modules into the first one's file."""
+        names = [self.found.flat_name(module) for module in modules]
+        self.texts[modules[0]] = join_modules([self.texts[module] for module in modules], names)
+        self.needs[modules[0]] = [n for module in modules for n in self.needs[module] if n not in modules]
+        for module in modules[1:]:
+            del self.texts[module], self.needs[module]
 
     def _all_needs(self, module: str) -> set[str]:
         """What a module imports, directly or not."""
@@ -116,7 +132,10 @@ class _Flattener:
         head = f"# {module} of anymixer {anymixer.__version__}, as `anymixer export` writes it."
         if not self.found.is_ours(module):
             head = f"# {self.found.path(module).name}, as `anymixer export` writes it."
-        return "\n".join([head, *lines]) + "\n", [need for found in changed for need in found.needs]
+        # Two folders that are loaded may be of different versions, whose operators take different arguments.
+        operators = f"anymixer_{hashlib.sha256(source.encode()).hexdigest()[:8]}::"
+        text = "\n".join([head, *lines]).replace(_OPERATORS, operators) + "\n"
+        return text, [need for found in changed for need in found.needs]
 
     def _mixers_file(self) -> tuple[str, list[str]]:
         base = "anymixer.mixers.base"
@@ -211,11 +230,6 @@ def _plugins_file() -> str:
     )
 
 
-def _configures(entry: str) -> bool:
-    """Whether a module is the first of a folder that transformers runs."""
-    return entry.startswith(f"{_MODELS}configuration_")
-
-
 def _as_entry(text: str, beside: list[str], code: str | None) -> str:
     """Add to a file that a `config.json` names what transformers 4 needs to load the files `beside` with it.
 
@@ -231,6 +245,15 @@ def _as_entry(text: str, beside: list[str], code: str | None) -> str:
     rows = text.splitlines()
     place = _first_import(text)
     return "\n".join([*rows[:place], *lines, *rows[place:]]) + "\n"
+
+
+def _registering(text: str, classes: Mapping[str, str]) -> str:
+    """Add to a file what makes transformers 4.51 save the code with the model; later ones see to it themselves.
+
+    classes: name in transformers -> class in the file.
+    """
+    lines = [f'{name}.register_for_auto_class("{auto}")' for auto, name in classes.items()]
+    return "\n".join([text, "", "# A model that is saved again has its code with it.", *lines]) + "\n"
 
 
 def _first_import(text: str) -> int:

@@ -1,5 +1,6 @@
 """Writes a model as a folder that transformers loads without this package."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 MAX_SHARD_SIZE = "5GB"
+_TOKENIZER_OUTPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 @dataclass
@@ -57,7 +59,7 @@ def exported(model: "PreTrainedModel", auto_class: str, tokenizer: "PreTrainedTo
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return ExportedModel(model, auto_class, tokenizer, None, ["anymixer", "anymixer_kernels"])
-    code = flatten(family.modules(), [type(m) for m in model.modules() if isinstance(m, SequenceMixer)])
+    code = flatten(family, [type(m) for m in model.modules() if isinstance(m, SequenceMixer)])
     return ExportedModel(model, auto_class, tokenizer, code, code.roots)
 
 
@@ -125,7 +127,7 @@ def write_folder(exported: ExportedModel, folder: Path) -> None:
         limit = longest_row(model)
         tokenizer.model_max_length = limit if limit is not None else tokenizer.model_max_length
         tokenizer.save_pretrained(str(folder))
-        _name_tokenizer_class(folder / "tokenizer_config.json")
+        _settle_tokenizer(folder / "tokenizer_config.json", model)
 
 
 def _without_modules(mixer: Any) -> Any:
@@ -135,9 +137,12 @@ def _without_modules(mixer: Any) -> Any:
     return {key: value for key, value in mixer.items() if key != "module"} if isinstance(mixer, Mapping) else mixer
 
 
-def _name_tokenizer_class(file: Path) -> None:
-    """Name the class of a fast tokenizer as every transformers knows it: 5 writes a name that is new there."""
+def _settle_tokenizer(file: Path, model: "PreTrainedModel") -> None:
+    """Make a saved fast tokenizer give what the model takes, under a class name that every transformers knows: 5
+    writes one that is new there."""
     settings = json.loads(file.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    taken = inspect.signature(model.forward).parameters
+    settings["model_input_names"] = [name for name in _TOKENIZER_OUTPUTS if name in taken]
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -24,8 +24,10 @@ class Family:
         return list(dict.fromkeys(f"anymixer.models.{name.partition('.')[0]}" for name in names))
 
     def auto_map(self) -> dict[str, str]:
-        """What a `config.json` says of the code beside it."""
-        return {"AutoConfig": self.configuration, **self.heads}
+        """What a `config.json` says of the code beside it, which has all heads in the first one's file."""
+        home = next(iter(self.heads.values())).partition(".")[0]
+        heads = {auto: f"{home}.{name.partition('.')[2]}" for auto, name in self.heads.items()}
+        return {"AutoConfig": self.configuration, **heads}
 
 
 # By the configuration's model_type.
@@ -41,7 +43,11 @@ FAMILIES = {
         },
     ),
     "mixer_lm": Family(
-        "configuration_mixer_lm.MixerLMConfig", {"AutoModelForCausalLM": "modeling_mixer_lm.MixerLMForCausalLM"}
+        "configuration_mixer_lm.MixerLMConfig",
+        {
+            "AutoModel": "modeling_mixer_lm.MixerLMModel",
+            "AutoModelForCausalLM": "modeling_mixer_lm.MixerLMForCausalLM",
+        },
     ),
 }
 # transformers' own models that a run can train: they are exported without code.

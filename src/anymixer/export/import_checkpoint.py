@@ -1,32 +1,26 @@
-"""Other projects' checkpoints as ours: `anymixer import SOURCE OUT` leaves a folder like a run's.
+"""`anymixer import SOURCE OUT`: other projects' checkpoints as ours, in a folder like a run's.
 
 The folder holds `latest-rank0.pt`, `config.yaml` and `tokenizer/`, and is there only when everything fitted.
 """
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from anymixer.checkpoints.files import StoredWeights, open_weights, read_config
+from anymixer.checkpoints.kinds import KINDS, Kind, kind_of
 from anymixer.errors import UserError
-from anymixer.export import from_hf_bert, mosaic_bert, published_hydra
-from anymixer.export.foreign import ForeignCheckpoint, open_foreign, read_config
+from anymixer.export.new_folder import new_folder
 from anymixer.models.checkpoint_weights import misfits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from transformers import PreTrainedTokenizerFast
-
-    from anymixer.models.configuration_mixer_bert import MixerBertConfig
-    from anymixer.models.modeling_mixer_bert import MixerBertForMaskedLM
+    from anymixer.config import PretrainConfig
 
 KEY = "SOURCE"
 # Largest difference of a logit between an original and what was imported from it, in float32.
@@ -37,67 +31,10 @@ _OTHER_HEADS = re.compile(r"(bert\.)?pooler\..*|cls\.seq_relationship\..*")
 _TEXTS = ("The cat sat on the mat, and then it went to sleep.", "Paris is the capital of France.")
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A project whose checkpoints are read.
-
-    mark: what one of its parameters is called. infer_config: its configuration from the weights alone, if that can be
-    told; names_of: the weights by the names that `convert_weights` reads.
-    """
-
-    title: str
-    mark: str
-    convert_weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    convert_config: Callable[[Mapping[str, Any]], "MixerBertConfig"]
-    infer_config: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None
-
-
-def _own_config(config: Mapping[str, Any]) -> "MixerBertConfig":
-    from anymixer.models.configuration_mixer_bert import MixerBertConfig
-
-    if config.get("model_type") != MixerBertConfig.model_type:
-        raise ValueError(f"its configuration is of model_type {config.get('model_type')}, not mixer_bert")
-    made = MixerBertConfig(**{key: value for key, value in config.items() if key != "model_type"})
-    made.auto_map = None  # of an export
-    return made
-
-
-def _own_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ours by our names; the tied decoder matrix is filled in where the file leaves it out."""
-    filled = dict(weights)
-    if "head.dense.weight" in filled and "bert.embeddings.word.weight" in filled:
-        filled.setdefault("head.decoder.weight", filled["bert.embeddings.word.weight"])
-    return filled
-
-
-KINDS = (
-    Kind(
-        "a published Hydra",
-        r".*encoder\.layer\.\d+\.layer\.mixer\..*",
-        published_hydra.convert_weights,
-        published_hydra.convert_config,
-        published_hydra.infer_config,
-    ),
-    Kind(
-        "a MosaicBERT",
-        r".*attention\.self\.Wqkv\..*",
-        mosaic_bert.convert_weights,
-        mosaic_bert.convert_config,
-    ),
-    Kind(
-        "a Hugging Face BERT",
-        r".*attention\.self\.query\..*",
-        from_hf_bert.convert_weights,
-        from_hf_bert.convert_config,
-    ),
-    Kind("a model of ours", r".*backbone\.layers\.\d+\..*", _own_weights, _own_config),
-)
-
-
 def import_checkpoint(
     source: str, out: Path, *, config_file: Path | None = None, tokenizer_name: str | None = None
 ) -> list[str]:
-    """Write `source` (see `open_foreign`) as a run's folder to `out`; returns what was done, line by line.
+    """Write `source` (see `open_weights`) as a run's folder to `out`; returns what was done, line by line.
 
     config_file: the model's config.json, where none lies beside the weights. tokenizer_name: folder, file or name of
     the tokenizer, where none does. Raises UserError, and leaves nothing behind, when `out` is there already, something
@@ -106,78 +43,84 @@ def import_checkpoint(
     """
     if out.exists() or out.is_symlink():
         raise UserError(f"OUT: {out} exists; nothing was touched; name another folder")
-    checkpoint = open_foreign(source, KEY)
-    kind = _kind(checkpoint)
+    checkpoint = open_weights(source, KEY)
+    kind = kind_of(checkpoint.weights)
+    if kind is None:
+        known = ", ".join(kind.title.partition(" ")[2] for kind in KINDS)
+        name = next(iter(checkpoint.weights))
+        raise UserError(
+            f"{KEY}: {checkpoint.name} is no model that can be imported ({known}): it has parameters like {name}"
+        )
     published = read_config(config_file, "--config") if config_file is not None else checkpoint.config
     config, told = _config(checkpoint, kind, published)
     model, left = _model(checkpoint, kind, config)
     tokenizer = _tokenizer(checkpoint, tokenizer_name, config.vocab_size)
     verdict = _verify(checkpoint, kind, told, model, tokenizer)
-    with _appearing(out) as folder:
+    with new_folder(out) as folder:
         _write(folder, out, model, tokenizer)
     lines = [f"{source}: {kind.title}, {sum(p.numel() for p in model.parameters()):,} parameters", verdict]
     if left:
         lines.append(f"left out, because a masked-LM has no such head: {', '.join(left)}")
     if tokenizer is None:
-        lines.append("no tokenizer lies beside it; name one (--tokenizer) to fill masks with it or to fine-tune it")
+        lines.append("no tokenizer lies beside it; name one (--tokenizer) to give it text or to fine-tune it")
     return [*lines, f"written to {out}"]
 
 
-def _kind(checkpoint: ForeignCheckpoint) -> Kind:
-    for kind in KINDS:
-        if any(re.fullmatch(kind.mark, name) for name in checkpoint.weights):
-            return kind
-    known = ", ".join(kind.title.partition(" ")[2] for kind in KINDS)
-    name = next(iter(checkpoint.weights))
-    raise UserError(
-        f"{KEY}: {checkpoint.name} is no model that can be imported ({known}): it has parameters like {name}"
-    )
-
-
 def _config(
-    checkpoint: ForeignCheckpoint, kind: Kind, published: Mapping[str, Any] | None
-) -> tuple["MixerBertConfig", Mapping[str, Any]]:
+    checkpoint: StoredWeights, kind: Kind, published: Mapping[str, Any] | None
+) -> tuple[Any, Mapping[str, Any]]:
     """The configuration as ours, and as published."""
+    module = kind.load()
+    if published is None and not hasattr(module, "infer_config"):
+        raise UserError(f"{KEY}: {checkpoint.name}: no config.json lies beside it; name it with --config FILE")
     try:
-        if published is None:
-            if kind.infer_config is None:
-                raise UserError(f"{KEY}: {checkpoint.name}: no config.json lies beside it; name it with --config FILE")
-            published = kind.infer_config(checkpoint.weights)
-        return kind.convert_config(published), published
+        told: Mapping[str, Any] = module.infer_config(checkpoint.weights) if published is None else published
+        config = module.convert_config(told)
     except KeyError as error:
         raise UserError(f"{KEY}: {checkpoint.name} ({kind.title}): its configuration has no {error}") from error
     except (ValueError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{KEY}: {checkpoint.name} ({kind.title}): {error}") from error
+    if own := [spec["module"] for spec in config.layer_mixers() if isinstance(spec, Mapping) and "module" in spec]:
+        raise UserError(
+            f"{KEY}: {checkpoint.name}: its mixer would run the code in {own[0]}; nothing of it is run here"
+        )
+    return config, told
 
 
-def _model(
-    checkpoint: ForeignCheckpoint, kind: Kind, config: "MixerBertConfig"
-) -> tuple["MixerBertForMaskedLM", list[str]]:
-    """The model with the imported weights, in evaluation mode, and what of them was left out."""
+def _model_class(config: "PretrainedConfig") -> Any:
+    """Our class with the language model's head."""
     from anymixer.models.modeling_mixer_bert import MixerBertForMaskedLM
+    from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
 
+    return {cls.config_class.model_type: cls for cls in (MixerBertForMaskedLM, MixerLMForCausalLM)}[config.model_type]
+
+
+def _model(checkpoint: StoredWeights, kind: Kind, config: "PretrainedConfig") -> tuple["PreTrainedModel", list[str]]:
+    """The model with the imported weights, in evaluation mode, and what of them was left out."""
+    cls = _model_class(config)
     try:
-        weights = kind.convert_weights(checkpoint.weights)
+        weights = kind.load().convert_weights(checkpoint.weights)
     except KeyError as error:  # UnknownNames
         raise UserError(f"{KEY}: {checkpoint.name} ({kind.title}): {error.args[0]}") from error
     left = sorted(name for name in checkpoint.weights if _OTHER_HEADS.fullmatch(name))
     weights = {name: value for name, value in weights.items() if not _OTHER_HEADS.fullmatch(name)}
+    # Files leave out one of two names of a matrix.
+    tied = cls._tied_weights_keys if config.tie_word_embeddings else {}
+    weights |= {name: weights[other] for name, other in tied.items() if name not in weights and other in weights}
     with torch.device("meta"):
-        own = MixerBertForMaskedLM(config).state_dict()
+        own = cls(config).state_dict()
     if problems := misfits(own, weights):
         raise UserError(f"{KEY}: {checkpoint.name} ({kind.title}) does not fit its configuration: {problems}")
-    if not torch.equal(weights["head.decoder.weight"], weights["bert.embeddings.word.weight"]):
+    if any(not torch.equal(weights[name], weights[other]) for name, other in tied.items()):
         raise UserError(
             f"{KEY}: {checkpoint.name} ({kind.title}): decoder and word embeddings differ; ours are one matrix"
         )
-    model = MixerBertForMaskedLM(config)
+    model = cls(config)
     model.load_state_dict(weights)
     return model.float().eval(), left
 
 
-def _tokenizer(checkpoint: ForeignCheckpoint, named: str | None, vocab_size: int) -> "PreTrainedTokenizerFast | None":
+def _tokenizer(checkpoint: StoredWeights, named: str | None, vocab_size: int) -> "PreTrainedTokenizerFast | None":
     from anymixer.data import load_tokenizer
 
     tokenizer = checkpoint.tokenizer if named is None else load_tokenizer(named)
@@ -190,21 +133,21 @@ def _tokenizer(checkpoint: ForeignCheckpoint, named: str | None, vocab_size: int
 
 
 def _verify(
-    checkpoint: ForeignCheckpoint,
+    checkpoint: StoredWeights,
     kind: Kind,
     published: Mapping[str, Any],
-    model: "MixerBertForMaskedLM",
+    model: Any,
     tokenizer: "PreTrainedTokenizerFast | None",
 ) -> str:
     """Compare the logits with the original's, where they can be had; what came of it, in one line."""
     if checkpoint.example.keys() == {"input_ids", "logits"}:
         ids, expected = checkpoint.example["input_ids"], checkpoint.example["logits"]
         what, mask = "recorded in the file", torch.ones_like(ids)
-    elif kind.convert_weights is from_hf_bert.convert_weights:
-        ids, mask = _sample_rows(tokenizer, model.config.vocab_size, model.config.max_position_embeddings)
-        expected, what = _bert_logits(checkpoint, published, ids, mask), "of transformers' BertForMaskedLM"
     else:
-        return "logits not compared: the original's code is not in transformers, and the file records none"
+        ids, mask = _sample_rows(tokenizer, model.config)
+        expected, what = _original_logits(checkpoint, kind, published, ids, mask)
+        if expected is None:
+            return f"logits not compared: this transformers has no code for {kind.title}, and the file records none"
     with torch.no_grad():
         own = model(input_ids=ids, attention_mask=mask).logits
     if own.shape != expected.shape:
@@ -218,56 +161,38 @@ def _verify(
     return f"logits agree with those {what}: largest difference {difference:.1e}"
 
 
-def _sample_rows(tokenizer: "PreTrainedTokenizerFast | None", vocab_size: int, longest: int) -> tuple[Tensor, Tensor]:
+def _original_logits(
+    checkpoint: StoredWeights, kind: Kind, published: Mapping[str, Any], ids: Tensor, mask: Tensor
+) -> tuple[Tensor | None, str]:
+    """The logits of the original's code, None where transformers lacks it; and whose they are."""
+    module = kind.load()
+    if not hasattr(module, "original_logits"):
+        return None, ""
+    try:
+        return module.original_logits(published, checkpoint.weights, ids, mask), f"of {module.ORIGINAL}"
+    except ValueError as error:
+        raise UserError(f"{KEY}: {checkpoint.name} ({kind.title}): {error}") from error
+
+
+def _sample_rows(tokenizer: "PreTrainedTokenizerFast | None", config: Any) -> tuple[Tensor, Tensor]:
     """Two rows of different lengths, of text where there is a tokenizer: ids and mask, [2, length]."""
+    # Where `dma` has to choose among equal keys, it does not choose as the original does.
+    kept = config.mixer.get("keep_window_size") if isinstance(config.mixer, Mapping) else None
+    longest = min(config.max_position_embeddings, kept or 24)
     if tokenizer is None:
         generator = torch.Generator().manual_seed(0)
-        rows = [torch.randint(vocab_size, (n,), generator=generator).tolist() for n in (min(longest, 24), 9)]
+        rows = [torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in (24, 9)]
     else:
-        rows = [tokenizer.encode(text)[:longest] for text in _TEXTS]
+        rows = [tokenizer.encode(text) for text in _TEXTS]
+    rows = [row[:longest] for row in rows]
     length = max(map(len, rows))
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
     return ids, torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
 
 
-@torch.no_grad()
-def _bert_logits(checkpoint: ForeignCheckpoint, published: Mapping[str, Any], ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits [batch, length, vocab_size] of transformers' own BERT with the checkpoint's weights."""
-    from transformers import BertConfig, BertForMaskedLM
-
-    model = BertForMaskedLM(BertConfig.from_dict(dict(published)))
-    found = model.load_state_dict(from_hf_bert.standard_names(checkpoint.weights), strict=False)
-    # The decoder's matrix and bias have two names each, of which a file may leave one out.
-    if missing := [
-        name for name in found.missing_keys if not name.startswith(("cls.predictions.decoder.", "cls.predictions.bias"))
-    ]:
-        raise UserError(f"{KEY}: {checkpoint.name}: {len(missing)} missing ({', '.join(missing[:3])})")
-    model.tie_weights()
-    return model.eval()(input_ids=ids, attention_mask=mask).logits
-
-
-@contextmanager
-def _appearing(out: Path) -> "Iterator[Path]":
-    """A folder beside `out` to write into, which becomes `out` at the end and vanishes on any failure."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f".{out.name}.{os.getpid()}")
-    folder.mkdir()
-    try:
-        yield folder
-        if out.exists():
-            raise UserError(f"OUT: {out} appeared meanwhile; nothing was touched; name another folder")
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _write(folder: Path, out: Path, model: "MixerBertForMaskedLM", tokenizer: "PreTrainedTokenizerFast | None") -> None:
+def _write(folder: Path, out: Path, model: Any, tokenizer: "PreTrainedTokenizerFast | None") -> None:
     """What a run leaves in its save_folder, with the paths that it will have in `out`."""
-    import inspect
-
-    from anymixer.config import PretrainConfig, dump_config
-    from anymixer.models import ModelConfig
+    from anymixer.config import dump_config
 
     content = model.config.to_dict()
     saved = {
@@ -282,18 +207,32 @@ def _write(folder: Path, out: Path, model: "MixerBertForMaskedLM", tokenizer: "P
         "algorithms": [],
         "integrations": {"huggingface": {"model": saved, "tokenizer": {}}},
     }
-    torch.save({"state": state, "rng": []}, folder / CHECKPOINT)
+    with open(folder / CHECKPOINT, "wb") as file:  # by its path, torch does not say when the disk is full
+        torch.save({"state": state, "rng": []}, file)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder / TOKENIZER))
-    own = set(inspect.signature(type(model.config)).parameters) - {"mixer", "kwargs"}
-    out = out.resolve()
-    run = PretrainConfig(
-        run_name=out.name,
-        tokenizer_name=str(out / TOKENIZER),
-        model=ModelConfig(
-            mixer=content["mixer"],
-            model_config={key: content[key] for key in sorted(own)},
-            pretrained_checkpoint=str(out / CHECKPOINT),
-        ),
+    config = _run_config(out.resolve(), model.config)
+    (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
+
+
+def _run_config(out: Path, config: "PretrainedConfig") -> "PretrainConfig":
+    """A run's configuration that continues from the checkpoint in `out`."""
+    import inspect
+
+    from anymixer.config import PretrainConfig
+    from anymixer.models import ModelConfig
+
+    content = config.to_dict()
+    causal = config.model_type == "mixer_lm"
+    own = set(inspect.signature(type(config)).parameters) - {"mixer", "kwargs"}
+    model = ModelConfig(
+        name="causal_lm" if causal else "mixer_bert",
+        mixer=content["mixer"],
+        model_config={key: content[key] for key in sorted(own)},
+        pretrained_checkpoint=str(out / CHECKPOINT),
     )
-    (folder / CONFIG).write_text(dump_config(run), encoding="utf-8")
+    run = PretrainConfig(run_name=out.name, tokenizer_name=str(out / TOKENIZER), model=model)
+    if causal:
+        for place in (run, run.train_loader.dataset, run.eval_loader.dataset):
+            place.masking = "causal_lm"
+    return run

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from anymixer.checkpoints.files import read_safetensors, tokenizer_inside
 from anymixer.errors import UserError
 from anymixer.export.heads import config_class
 from anymixer.models.checkpoint_weights import model_weights, read_checkpoint
@@ -90,12 +91,7 @@ def _is_checkpoint_folder(path: Path) -> bool:
 def _read(file: Path, name: str) -> Checkpoint:
     if (file / HF_CONFIG).is_file():
         return _read_hugging_face(file, name)
-    if file.is_dir():
-        from anymixer.models.checkpoint_shards import read_shards
-
-        content = read_shards(file, name)
-    else:
-        content = read_checkpoint(file, name)
+    content = read_checkpoint(file, "CHECKPOINT" if name == str(file) else name)
     state = content.get("state", {})
     if not isinstance(state, Mapping):
         state = {}
@@ -103,23 +99,16 @@ def _read(file: Path, name: str) -> Checkpoint:
     run, made_with = _run(state)
     config = _model_config(state, folder, name)
     weights = model_weights(content, name)
-    tokenizer = _tokenizer_of(folder / TOKENIZER_NAME) or _tokenizer_in(state)
+    inside = state.get("integrations", {}).get("huggingface", {}).get("tokenizer") or {}
+    tokenizer = _tokenizer_of(folder / TOKENIZER_NAME) or tokenizer_inside(inside)
     rest = {key: value for key, value in state.items() if key not in ("model", "optimizers")}
     return Checkpoint(name, file, folder, weights, config, tokenizer, run, made_with, rest)
 
 
 def _read_hugging_face(folder: Path, name: str) -> Checkpoint:
     """A folder that `save_pretrained` wrote: of a GLUE job, or of an earlier export."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     kept = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
-    weights: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            weights |= load_file(file)
-        except SafetensorError as error:
-            raise UserError(f"{name}: {file.name} is not a whole checkpoint: {error}") from error
+    weights, _ = read_safetensors(tuple(sorted(folder.glob("*.safetensors"))), name)
     return Checkpoint(name, folder, folder.parent, weights, _typed(kept, name), _tokenizer_of(folder))
 
 
@@ -162,13 +151,3 @@ def _tokenizer_of(folder: Path) -> "PreTrainedTokenizerFast | None":
     from anymixer.data import load_tokenizer
 
     return load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else None
-
-
-def _tokenizer_in(state: Mapping[str, Any]) -> "PreTrainedTokenizerFast | None":
-    """The tokenizer that Composer's HuggingFaceModel keeps in a checkpoint, file by file."""
-    files = state.get("integrations", {}).get("huggingface", {}).get("tokenizer") or {}
-    with tempfile.TemporaryDirectory(prefix="anymixer-") as temporary:
-        for file, kept in files.items():
-            if kept["file_extension"] == ".json":  # all of a fast tokenizer's files
-                (Path(temporary) / Path(file).name).write_text(json.dumps(kept["content"]), encoding="utf-8")
-        return _tokenizer_of(Path(temporary))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from anymixer.errors import UserError
 from anymixer.export.fresh_process import outputs
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ class Verdict:
 
 
 def verify(expected: Sequence[Expected], blocked: Sequence[str]) -> list[Verdict]:
-    """Load the folders in one fresh process, elsewhere, and compare. blocked: packages that it must do without."""
+    """Load the folders in one fresh process, elsewhere, and compare. blocked: packages that it must do without.
+
+    Raises UserError where the process ends early, for want of memory or disk.
+    """
     with tempfile.TemporaryDirectory(prefix="anymixer-verify-") as temporary:
         request, answer = Path(temporary, "request.json"), Path(temporary, "answer.safetensors")
         asked = [
@@ -66,7 +70,7 @@ def verify(expected: Sequence[Expected], blocked: Sequence[str]) -> list[Verdict
         )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise RuntimeError(f"the process that verifies ended with {done.returncode}: {reason}")
+            raise UserError(f"the process that verifies ended with {done.returncode}, so nothing is exported: {reason}")
         return _verdicts(expected, answer)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anymixer import __version__
+from anymixer.checkpoints.files import StoredWeights
 from anymixer.entry_point import run
 from anymixer.errors import UserError
 from anymixer.files import write_text_atomic
@@ -26,7 +27,7 @@ from anymixer.glue.data import Examples, SplitMissing, check_data, load_split
 from anymixer.glue.job_config import check_lengths, early_stopping, starting_point, trainer_config
 from anymixer.glue.metrics import majority_metrics
 from anymixer.glue.spec import CHECKPOINT_NAME, PREDICTIONS_NAME, RESULT_NAME, JobResult, JobSpec
-from anymixer.glue.starting_point import StartingPoint, choose_tokenizer, open_starting_point, take_weights
+from anymixer.glue.starting_point import choose_tokenizer, open_starting_point, take_weights
 from anymixer.glue.tasks import Task, get_task
 from anymixer.models import ModelConfig, build_classifier
 from anymixer.options import parse_options
@@ -144,7 +145,7 @@ def _load(task: Task, spec: JobSpec, tokenizer: "PreTrainedTokenizerFast") -> _D
 
 
 def _build_model(
-    task: Task, spec: JobSpec, config: ModelConfig, point: StartingPoint | None
+    task: Task, spec: JobSpec, config: ModelConfig, point: StoredWeights | None
 ) -> tuple["PreTrainedModel", str]:
     from composer.utils import reproducibility
 

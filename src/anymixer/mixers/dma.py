@@ -100,17 +100,20 @@ class DynamicMaskAttention(SequenceMixer):
         if self.config.positions == "rotary":
             theta = self.config.rotary_theta
             q, k = (apply_rotary(t, theta) if places is None else rotate(t, places, theta) for t in (q, k))
-        return q, k, v, self._key_bias(hidden_states)
+        return q, k, v, self._key_bias(hidden_states, v)
 
-    def _key_bias(self, hidden_states: Tensor) -> Tensor:
+    def _key_bias(self, hidden_states: Tensor, values: Tensor) -> Tensor:
         """b in float32 or wider, also under autocast: [batch, num_kv_heads, length].
 
         It decides which keys are kept. Equal tokens are equal in the first layer, and in float32 a matrix product
         rounds equal rows unequally, differently in a step than in a whole row; so the value is that of float64, rounded
-        once, and the gradient that of float32, whose saved tensors are half as large.
+        once, and the gradient that of float32, whose saved tensors are half as large. A projection that was replaced,
+        by one with an adapter beside it, is no matrix to multiply: its bias is that of its rounded values.
         """
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         with torch.autocast(hidden_states.device.type, enabled=False):
+            if type(self.qkv_proj) is not nn.Linear or type(self.dt_proj) is not nn.Linear:
+                return self._bias_of(self.dt_proj(values.transpose(1, 2).flatten(-2).to(self.A.dtype)).to(wide))
             bias = self._key_bias_in(wide, hidden_states)
             if wide == torch.float64:
                 return bias
@@ -125,7 +128,11 @@ class DynamicMaskAttention(SequenceMixer):
         if bias is not None:
             bias = torch.addmv(bias.to(dtype), weight, self.qkv_proj.bias[-width:].to(dtype))
         weight = weight @ self.qkv_proj.weight[-width:].to(dtype)
-        exponent = (self.A.to(dtype) * softplus(linear(hidden_states.to(dtype), weight, bias))).transpose(1, 2)
+        return self._bias_of(linear(hidden_states.to(dtype), weight, bias))
+
+    def _bias_of(self, steps: Tensor) -> Tensor:
+        """b of W V, [batch, length, num_kv_heads], in its dtype: [batch, num_kv_heads, length]."""
+        exponent = (self.A.to(steps.dtype) * softplus(steps)).transpose(1, 2)
         return exponent.exp() if self.config.key_bias == "exp" else exponent
 
     def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from anymixer.models.configuration_mixer_bert import MixerBertConfig
     from anymixer.models.configuration_mixer_lm import MixerLMConfig
     from anymixer.models.modeling_mixer_bert import MixerBertForMaskedLM, MixerBertModel
-    from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
+    from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM, MixerLMModel
     from anymixer.models.question_answering import MixerBertForQuestionAnswering
     from anymixer.models.sequence_classification import MixerBertForSequenceClassification
     from anymixer.models.token_classification import MixerBertForTokenClassification
@@ -20,6 +20,7 @@ _LAZY = {
     "MixerBertForMaskedLM": "anymixer.models.modeling_mixer_bert",
     "MixerLMConfig": "anymixer.models.configuration_mixer_lm",
     "MixerLMForCausalLM": "anymixer.models.modeling_mixer_lm",
+    "MixerLMModel": "anymixer.models.modeling_mixer_lm",
     "MixerBertForQuestionAnswering": "anymixer.models.question_answering",
     "MixerBertForSequenceClassification": "anymixer.models.sequence_classification",
     "MixerBertForTokenClassification": "anymixer.models.token_classification",
@@ -41,6 +42,7 @@ __all__ = [
     "MixerBertModel",
     "MixerLMConfig",
     "MixerLMForCausalLM",
+    "MixerLMModel",
     "ModelConfig",
     "build_classifier",
     "build_model",

@@ -72,12 +72,18 @@ def read_harmless(file: Any, key: str, name: str, *, mmap: bool = False) -> Any:
 
 
 def model_weights(checkpoint: Mapping[str, Any], key: str) -> dict[str, Tensor]:
-    """The model's state dict inside a Composer checkpoint (`state.model`, names behind `model.`) or a flat one."""
+    """The model's state dict inside a Composer checkpoint (`state.model`, names behind `model.`) or a flat one.
+
+    In a flat one, `model.` is in front of all names or part of some.
+    """
     state = checkpoint.get("state", checkpoint)
-    state = state.get("model", state) if isinstance(state, Mapping) else {}
-    weights = {name.removeprefix("model."): value for name, value in state.items() if isinstance(value, Tensor)}
+    nested = isinstance(state, Mapping) and isinstance(state.get("model"), Mapping)
+    state = state["model"] if nested else state if isinstance(state, Mapping) else {}
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not weights:
         raise UserError(f"{key}: the file holds no model weights")
+    if nested or all(name.startswith("model.") for name in weights):
+        weights = {name.removeprefix("model."): value for name, value in weights.items()}
     return weights
 
 

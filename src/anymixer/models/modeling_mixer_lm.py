@@ -5,11 +5,13 @@ kept: constant for recurrent mixers, growing for attention.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
@@ -52,6 +54,7 @@ class CausalLMOutput(ModelOutput):
     logits: Tensor | None = None
     past_key_values: MixerCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class MixerLMPreTrainedModel(PreTrainedModel):
@@ -111,37 +114,73 @@ class MixerLMModel(MixerLMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         past_key_values: MixerCache | None = None,
         use_cache: bool = False,
-        output_hidden_states: bool = False,
-    ) -> tuple[list[Tensor], MixerCache | None]:
-        """Hidden states after the final norm (all layers' before them, if asked for), and the cache.
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Encode tokens, each from those before it; `last_hidden_state` follows the final norm.
 
         input_ids: [batch, length]; attention_mask: [batch, length], nonzero at real tokens, of the new tokens or, as
         transformers passes it, of all tokens so far; sequence_id: [batch, length], which sequence of a packed row a
         token belongs to, -1 for padding. past_key_values: the new tokens follow those it has seen.
+        output_attentions: each layer's mixing matrix, [batch, groups, length, length], in quadratic time and memory;
+        neither it nor output_hidden_states with a cache, whose tokens take other ways through the layers. Flags left
+        out are the configuration's.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, and not both")
         hidden = self.word(input_ids) if inputs_embeds is None else inputs_embeds
+        with_matrices = _chosen(output_attentions, self.config.output_attentions)
+        with_states = _chosen(output_hidden_states, self.config.output_hidden_states)
+        if (with_matrices or with_states) and (use_cache or past_key_values is not None):
+            raise ValueError("output_attentions, output_hidden_states: not with a cache; set use_cache=False")
         if past_key_values is not None:
-            return self._continue(hidden, past_key_values)
-        packing = make_packing(attention_mask, sequence_id)
-        places = torch.arange(hidden.shape[1], device=hidden.device)[None] if packing is None else packing.positions()
-        hidden = self._embedded(hidden, places)
-        if not use_cache:
-            return self.backbone(hidden, packing, keep_all=output_hidden_states), None
+            output = self._continue(hidden, past_key_values)
+        else:
+            packing = make_packing(attention_mask, sequence_id)
+            hidden = self._with_positions(hidden, packing)
+            if use_cache:
+                output = self._prefill(hidden, packing)
+            else:
+                output = self._encode(hidden, packing, with_matrices, with_states)
+        return output if _chosen(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def _encode(
+        self, hidden: Tensor, packing: Packing | None, with_matrices: bool, with_states: bool
+    ) -> BaseModelOutputWithPast:
+        states = self.backbone(hidden, packing, keep_all=with_states or with_matrices)
+        matrices = tuple(
+            layer.mixing_matrix(state, packing)  # type: ignore[operator]
+            for layer, state in zip(self.backbone.layers if with_matrices else (), states)
+        )
+        return BaseModelOutputWithPast(
+            last_hidden_state=states[-1],
+            hidden_states=tuple(states) if with_states else None,
+            attentions=matrices if with_matrices else None,
+        )
+
+    def _prefill(self, hidden: Tensor, packing: Packing | None) -> BaseModelOutputWithPast:
+        """Encode a prompt, and keep what its continuation needs."""
         if packing is not None and packing.packed:
             raise ValueError("use_cache: a packed row ends in one of its sequences and cannot be continued")
         output, states = self.backbone.prefill(hidden, packing)
-        return [output], MixerCache(states, _row_lengths(hidden, packing), hidden.shape[1])
+        cache = MixerCache(states, _row_lengths(hidden, packing), hidden.shape[1])
+        return BaseModelOutputWithPast(last_hidden_state=output, past_key_values=cache)  # type: ignore[arg-type]
 
-    def _continue(self, hidden: Tensor, cache: MixerCache) -> tuple[list[Tensor], MixerCache]:
+    def _continue(self, hidden: Tensor, cache: MixerCache) -> BaseModelOutputWithPast:
         """Read further tokens, [batch, new, d_model], one after the other."""
         outputs, states, lengths = [], cache.states, cache.lengths
         for token in hidden.split(1, dim=1):
             output, states = self.backbone.step(self._embedded(token, lengths[:, None]), states)
             outputs.append(output)
             lengths = lengths + 1
-        return [torch.cat(outputs, dim=1)], MixerCache(states, lengths, cache.seen + hidden.shape[1])
+        after = MixerCache(states, lengths, cache.seen + hidden.shape[1])
+        return BaseModelOutputWithPast(last_hidden_state=torch.cat(outputs, dim=1), past_key_values=after)  # type: ignore[arg-type]
+
+    def _with_positions(self, words: Tensor, packing: Packing | None) -> Tensor:
+        """Add positions to whole rows, [batch, length, d_model]."""
+        places = torch.arange(words.shape[1], device=words.device)[None] if packing is None else packing.positions()
+        return self._embedded(words, places)
 
     def _embedded(self, words: Tensor, places: Tensor) -> Tensor:
         """Add positions: words [batch, length, d_model], places [batch or 1, length]."""
@@ -182,8 +221,9 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
         past_key_values: MixerCache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> CausalLMOutput | tuple:
         """Predict the next token; arguments as in `MixerLMModel.forward`.
 
@@ -191,10 +231,19 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
         sequence, padding); they are shifted here. With labels, only positions whose next token is labelled go
         through the head. logits_to_keep: logits of the last positions alone, 0 for all.
         """
-        states, cache = self.model(
-            input_ids, attention_mask, sequence_id, inputs_embeds, past_key_values, use_cache, output_hidden_states
+        read: BaseModelOutputWithPast = self.model(
+            input_ids,
+            attention_mask,
+            sequence_id,
+            inputs_embeds,
+            past_key_values,
+            use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
-        hidden, loss = states[-1], None
+        hidden: Any = read.last_hidden_state
+        loss = None
         if labels is not None:
             targets = labels[:, 1:]
             labelled = targets != IGNORED_LABEL
@@ -206,9 +255,14 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, targets.numel())
             if self.training and (balance := take_balance_losses(self)) is not None:
                 loss = loss + balance
-        kept = tuple(states) if output_hidden_states else None
-        output = CausalLMOutput(loss=loss, logits=logits, past_key_values=cache, hidden_states=kept)
-        return output if return_dict else output.to_tuple()
+        output = CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=read.past_key_values,  # type: ignore[arg-type]
+            hidden_states=read.hidden_states,
+            attentions=read.attentions,
+        )
+        return output if _chosen(return_dict, self.config.return_dict) else output.to_tuple()
 
     def prepare_inputs_for_generation(
         self,
@@ -238,6 +292,10 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
         """Beam search in transformers 4 calls this, in 5 the cache's own method."""
         past_key_values.reorder_cache(beam_idx)
         return past_key_values
+
+
+def _chosen(argument: bool | None, configured: bool | None) -> bool:
+    return bool(configured if argument is None else argument)
 
 
 def _row_lengths(hidden: Tensor, packing: Packing | None) -> Tensor:

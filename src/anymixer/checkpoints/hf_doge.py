@@ -1,6 +1,5 @@
-"""Hugging Face's Doge (`transformers.models.doge`) as our language model with the `dma` mixer.
-
-    model = load_hf_doge("SmallDoge/Doge-160M")
+"""Hugging Face's Doge (`transformers.models.doge`, `SmallDoge/Doge-160M` and others) as our language model with the
+`dma` mixer.
 
 The logits are those of its `eager` attention. With `sdpa`, its default, rows without padding see the future (seen in
 transformers 5.17). Where keys are dropped (longer than keep_window_size), of equal ones it keeps any, and ours the
@@ -15,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from anymixer.errors import UserError
-from anymixer.export.foreign import open_foreign
-from anymixer.export.renaming import UnknownNames, rename
-from anymixer.models.checkpoint_weights import misfits
+from anymixer.checkpoints.renaming import UnknownNames, rename
 
 if TYPE_CHECKING:
     from anymixer.models.configuration_mixer_lm import MixerLMConfig
-    from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
 
+ORIGINAL = "transformers' DogeForCausalLM"
 _LAYER, _OURS = r"model\.layers\.(\d+)", r"model.backbone.layers.\1"
 _NAMES = (
     (r"model\.embed_tokens\.weight", r"model.word.weight"),
@@ -43,31 +39,6 @@ _JOINED = {
     "channel.mixer.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
 }
 _PART = re.compile(rf"{_LAYER}\.(?:self_attn\.[qkv]|mlp\.(?:gate|up))_proj\.(weight|bias)")
-
-
-def load_hf_doge(source: str) -> "MixerLMForCausalLM":
-    """The model of a Hugging Face folder, or of a name on the Hub, in float32 and evaluation mode.
-
-    Raises UserError for what cannot be found, is no Doge, or computes what ours does not.
-    """
-    from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
-
-    checkpoint = open_foreign(source, "SOURCE")
-    if checkpoint.config is None:
-        raise UserError(f"SOURCE: {source}: no config.json lies beside the weights")
-    try:
-        config, weights = convert_config(checkpoint.config), convert_weights(checkpoint.weights)
-    except UnknownNames as error:
-        raise UserError(f"SOURCE: {source}: {error.args[0]}") from error
-    except ValueError as error:
-        raise UserError(f"SOURCE: {source}: {error}") from error
-    if config.tie_word_embeddings and "model.word.weight" in weights:
-        weights.setdefault("lm_head.weight", weights["model.word.weight"])
-    model = MixerLMForCausalLM(config)
-    if problems := misfits(model.state_dict(), weights):
-        raise UserError(f"SOURCE: {source} does not fit its configuration: {problems}")
-    model.load_state_dict(weights)
-    return model.float().eval()
 
 
 def convert_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -137,3 +108,22 @@ def _check(doge: Mapping[str, Any], rope_type: str) -> None:
     width = doge["hidden_size"] // doge["num_attention_heads"]
     if doge.get("head_dim") not in (None, width):
         raise ValueError(f"head_dim: {doge['head_dim']} is not hidden_size / num_attention_heads = {width}")
+
+
+@torch.no_grad()
+def original_logits(config: Mapping[str, Any], state: Mapping[str, Tensor], ids: Tensor, mask: Tensor) -> Tensor | None:
+    """Logits [batch, length, vocab_size] of ORIGINAL with the checkpoint's weights and eager attention; None where
+    transformers is older than its Doge. Raises ValueError for weights that it lacks."""
+    try:
+        from transformers.models.doge import DogeConfig, DogeForCausalLM  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    doge = DogeConfig.from_dict(dict(config))
+    doge._attn_implementation = "eager"
+    model = DogeForCausalLM(doge)
+    found = model.load_state_dict(dict(state), strict=False)
+    tied = ["lm_head.weight"] if doge.tie_word_embeddings else []
+    if missing := [name for name in found.missing_keys if name not in tied]:
+        raise ValueError(f"{len(missing)} missing ({', '.join(missing[:3])})")
+    model.tie_weights()
+    return model.eval()(input_ids=ids, attention_mask=mask).logits

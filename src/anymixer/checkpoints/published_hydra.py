@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anymixer.export.renaming import rename
+from anymixer.checkpoints.renaming import rename
 from anymixer.models.configuration_mixer_bert import MixerBertConfig
 
 _NAMES = (

@@ -1,5 +1,6 @@
-"""Finds and reads other projects' checkpoints: files, Hugging Face folders, names on the Hub; runs nothing."""
+"""Finds and reads checkpoints: files, a run's or Hugging Face's folders, names on the Hub; runs nothing in them."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ _RECORDED = "state."
 
 
 @dataclass(frozen=True)
-class ForeignCheckpoint:
+class StoredWeights:
     """Weights under the names that they have in the files.
 
     name: as the user wrote it. config: of the model, as saved beside them, tokenizer: theirs; None where there is
@@ -41,8 +42,13 @@ class ForeignCheckpoint:
     tokenizer: "PreTrainedTokenizerFast | None"
     example: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the weights' files."""
+        return files_digest(self.files)
 
-def open_foreign(name: str, key: str) -> ForeignCheckpoint:
+
+def open_weights(name: str, key: str) -> StoredWeights:
     """Read a checkpoint: a file of weights, a folder of Hugging Face, of a run or of shards, a name on the Hub.
 
     Raises UserError naming `key` for what cannot be found or read, or would run code when read.
@@ -65,7 +71,7 @@ def open_foreign(name: str, key: str) -> ForeignCheckpoint:
             config = config or ((saved.get("model") or {}).get("config") or {}).get("content")
             tokenizer = tokenizer or tokenizer_inside(saved.get("tokenizer") or {})
     config = config or _config_beside(files[0], key)
-    return ForeignCheckpoint(name, files, weights, config, tokenizer or tokenizer_beside(files[0]), example)
+    return StoredWeights(name, files, weights, config, tokenizer or tokenizer_beside(files[0]), example)
 
 
 def weight_files(name: str, key: str) -> tuple[Path, ...]:
@@ -80,6 +86,17 @@ def weight_files(name: str, key: str) -> tuple[Path, ...]:
     return _files_of(_from_hub(name, key), key)
 
 
+def files_digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 over files, and over those in folders of shards."""
+    digest = hashlib.sha256()
+    parts = [part for path in files for part in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    for path in parts:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def _files_of(folder: Path, key: str) -> tuple[Path, ...]:
     if (folder / ".metadata").is_file():
         return (folder.resolve(),)
@@ -92,10 +109,11 @@ def _files_of(folder: Path, key: str) -> tuple[Path, ...]:
     raw = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file())
     if len(raw) == 1:
         return (raw[0].resolve(),)
-    found = f"several: {', '.join(file.name for file in raw[:4])}; name one" if raw else "none"
-    raise UserError(
-        f"{key}: {folder}: which file holds the weights? {', '.join(_WHOLE)} are not there; others: {found}"
-    )
+    if raw:
+        found = f"several files of weights ({', '.join(file.name for file in raw[:4])}); name one of them"
+    else:
+        found = f"no checkpoint (no {', '.join((*_WHOLE, *_INDEXES))} or other {', '.join(_SUFFIXES)} file)"
+    raise UserError(f"{key}: {folder} holds {found}")
 
 
 def _parts(index: Path, key: str) -> tuple[Path, ...]:

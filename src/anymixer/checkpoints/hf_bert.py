@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anymixer.export.renaming import UnknownNames, rename
+from anymixer.checkpoints.renaming import UnknownNames, rename
 from anymixer.models.configuration_mixer_bert import MixerBertConfig
 
+ORIGINAL = "transformers' BertForMaskedLM"
 _LAYER, _OURS = r"bert\.encoder\.layer\.(\d+)", r"bert.backbone.layers.\1"
 _NAMES = (
     (r"bert\.embeddings\.word_embeddings\.(.*)", r"bert.embeddings.word.\1"),
@@ -104,3 +105,21 @@ def convert_config(bert: Mapping[str, Any]) -> MixerBertConfig:
         norm_eps=bert.get("layer_norm_eps", 1e-12),
         **{key: bert[key] for key in same if key in bert},
     )
+
+
+@torch.no_grad()
+def original_logits(config: Mapping[str, Any], state: Mapping[str, Tensor], ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits [batch, length, vocab_size] of ORIGINAL with the checkpoint's weights.
+
+    Raises ValueError for weights that it lacks.
+    """
+    from transformers import BertConfig, BertForMaskedLM
+
+    model = BertForMaskedLM(BertConfig.from_dict(dict(config)))
+    found = model.load_state_dict(standard_names(state), strict=False)
+    # The decoder's matrix and bias have two names each, of which a file may leave one out.
+    twice = ("cls.predictions.decoder.", "cls.predictions.bias")
+    if missing := [name for name in found.missing_keys if not name.startswith(twice)]:
+        raise ValueError(f"{len(missing)} missing ({', '.join(missing[:3])})")
+    model.tie_weights()
+    return model.eval()(input_ids=ids, attention_mask=mask).logits

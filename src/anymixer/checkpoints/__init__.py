@@ -1,0 +1,1 @@
+"""Checkpoints of any project: where their files are, what is read from them, and their parameters by our names."""
