@@ -84,3 +84,9 @@ def test_inputs_that_are_slices():
     assert not parts[1].is_contiguous()
     inputs[0] = inputs[0].transpose(2, 3).contiguous().transpose(2, 3)
     check(both_ways([*inputs[:4], *parts, inputs[8]], torch.float32), torch.float32)
+
+
+def test_states_wider_than_a_head_in_rows_of_one_chunk():
+    check(both_ways(make_inputs(20, nheads=2, headdim=16, d_state=192), torch.float32), torch.float32)
+    with pytest.raises(RuntimeError, match="d_state above 128 in rows of more than 128 tokens"):
+        both_ways(make_inputs(129, nheads=1, headdim=16, d_state=192), torch.float32)

@@ -16,6 +16,7 @@ from anymixer_kernels.backend import takes_triton
 from anymixer_kernels.gated_norm import gated_norm
 from anymixer_kernels.hydra_core.parts import HydraParameters, split_projected
 from anymixer_kernels.quasiseparable import quasiseparable
+from anymixer_kernels.quasiseparable.limits import no_triton_form_of_size
 
 __all__ = ["HydraParameters", "hydra_core", "split_projected"]
 
@@ -28,7 +29,7 @@ def hydra_core(
     projected: [batch, length, 2 d_inner + 4 ngroups d_state + 2 nheads], the input projection's. sequence_id: [batch,
     length], -1 for padding; packed: False promises at most one sequence a row.
     """
-    if takes_triton(projected, "Hydra's core", _no_triton_form_for(parameters)):
+    if takes_triton(projected, "Hydra's core", _no_triton_form_for(parameters, projected.shape[1])):
         from anymixer_kernels.hydra_core.triton_form import hydra_core_triton
 
         return hydra_core_triton(projected, parameters, sequence_id)
@@ -37,13 +38,11 @@ def hydra_core(
     return gated_norm(mixed.flatten(-2), gate, parameters.norm_weight, parameters.eps)
 
 
-def _no_triton_form_for(parameters: HydraParameters) -> str | None:
+def _no_triton_form_for(parameters: HydraParameters, length: int) -> str | None:
     if not parameters.shift or parameters.initial_state is not None:
         return "initial states, or reading without the shift"
     if parameters.dt_limit != (0.0, math.inf):
         return "limits of the step sizes"
-    if max(parameters.headdim, parameters.d_state) > 128:
-        return "headdim or d_state above 128"
     if parameters.fc_D is not None and type(parameters.fc_D) is not nn.Linear:
         return "an adapter on fc_D"
-    return None
+    return no_triton_form_of_size(length, parameters.headdim, parameters.d_state)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from anymixer_kernels.backend import current_backend, takes_triton
+from anymixer_kernels.quasiseparable.limits import no_triton_form_for
 from anymixer_kernels.quasiseparable.reference import (
     QuasiseparableInputs,
     quasiseparable_matrix,
@@ -48,19 +49,8 @@ def quasiseparable(inputs: QuasiseparableInputs, *, chunk_size: int = 256) -> Te
         inputs = dataclasses.replace(inputs, x=torch.where(real, inputs.x, 0.0))
     if current_backend() == "reference":
         return quasiseparable_reference(inputs)
-    if takes_triton(inputs.x, "quasiseparable mixing", _no_triton_form_for(inputs)):
+    if takes_triton(inputs.x, "quasiseparable mixing", no_triton_form_for(inputs)):
         from anymixer_kernels.quasiseparable.triton_form import quasiseparable_triton
 
         return quasiseparable_triton(inputs)
     return quasiseparable_torch(inputs, chunk_size)
-
-
-def _no_triton_form_for(inputs: QuasiseparableInputs) -> str | None:
-    """What of the inputs the Triton form cannot take, in words."""
-    if not inputs.shift:
-        return "reading without the shift"
-    if inputs.initial_state is not None:
-        return "initial states"
-    if max(inputs.x.shape[-1], inputs.B[0].shape[-1]) > 128:
-        return "headdim or d_state above 128"
-    return None

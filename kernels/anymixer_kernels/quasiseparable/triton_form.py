@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anymixer_kernels.quasiseparable.limits import CHUNK
 from anymixer_kernels.quasiseparable.reference import QuasiseparableInputs
 from anymixer_kernels.quasiseparable.triton_gradients import Gradients, launch_gradients
 from anymixer_kernels.quasiseparable.triton_log_weights import LogWeights, Steps, log_weights, log_weights_backward
 from anymixer_kernels.quasiseparable.triton_mix import Side, launch_mix
 from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states, launch_cross
 from anymixer_kernels.triton_common import block_of
-
-CHUNK = 128
 
 
 @dataclass(frozen=True)
