@@ -28,7 +28,7 @@ def finetune(config: GlueConfig, *, command: Sequence[str] = JOB_COMMAND) -> Non
     _refuse_launcher()
     store = Store(_folder(config))
     facts = gather(config)
-    runner = Runner(store, _slots(config), command=command)
+    runner = Runner(store, _slots(config), command=command, time_limit=config.job_time_limit)
     graph = build_graph(config, facts, _scores(config, facts, store))
     before = [node for node in graph.nodes if store.result(node.job_id) is not None]
     if len(before) < len(graph.nodes):

@@ -1,7 +1,8 @@
 """A job that trains nothing, for tests of what runs jobs: `python fake_job.py SPEC.json FOLDER`.
 
-Behaves as the JSON in $FAKE_JOB says: {"seconds": how long, "fail": [tasks], "mistake": [tasks], "once": [tasks]}, and
-adds a line to runs.txt beside its folder's parent. The score is a function of task, seed and learning rate.
+Behaves as the JSON in $FAKE_JOB says: {"seconds": how long, "fail": [tasks], "mistake": [tasks], "once": [tasks],
+"hang": [tasks]}, and adds a line to runs.txt beside its folder's parent. The score is a function of task, seed and
+learning rate.
 """
 
 import json
@@ -69,7 +70,7 @@ def main():
     if spec.task in behaviour.get("once", []) and not (folder / "died").exists():
         (folder / "died").touch()
         os.kill(os.getpid(), 9)
-    time.sleep(behaviour.get("seconds", 0))
+    time.sleep(600 if spec.task in behaviour.get("hang", []) else behaviour.get("seconds", 0))
     if spec.task in behaviour.get("fail", []):
         raise RuntimeError("out of memory")
     for test in TASKS[spec.task].tests:

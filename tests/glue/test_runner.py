@@ -22,10 +22,10 @@ def sweep(tmp_path, make_settings, facts, fake_command):
     """Run tasks with a behaviour of the fake job; returns outcome, what was said, and the starts so far."""
     store = Store(tmp_path / "run")
 
-    def run(tasks, slots=TWO, **behaviour):
+    def run(tasks, slots=TWO, time_limit=None, **behaviour):
         graph = build_graph(make_settings(tasks), facts, {})
         said = []
-        runner = Runner(store, slots, command=fake_command(**behaviour), say=said.append)
+        runner = Runner(store, slots, command=fake_command(**behaviour), say=said.append, time_limit=time_limit)
         runner.run(graph.nodes, len(graph.nodes))
         starts = [line.split() for line in (tmp_path / "run" / "runs.txt").read_text().splitlines()]
         return runner.outcome, said, starts
@@ -73,6 +73,13 @@ def test_a_job_that_fails_twice_is_named_and_the_rest_goes_on(sweep):
     assert len(later.finished) == 4 and not later.failed
     assert sorted(job for job, *_ in all_starts[len(starts) :]) == sorted([mnli, rte])
     assert sweep.store.failure(mnli) is None and sweep.store.failure(rte) is None
+
+
+def test_a_job_that_hangs_is_killed_and_the_rest_goes_on(sweep):
+    outcome, said, starts = sweep({"cola": {}, "sst2": {}}, slots=TWO[:1], time_limit=2, hang=["cola"])
+    assert [result.task for result in outcome.finished.values()] == ["sst2"] and len(starts) == 3
+    assert list(outcome.failed.values()) == ["took longer than job_time_limit = 2 s"]
+    assert any("trying once more" in line for line in said)
 
 
 def test_a_mistake_is_not_tried_again(sweep):

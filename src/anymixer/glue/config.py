@@ -140,7 +140,7 @@ class GlueSettings:
     num_task_run: how many seeds a task without `seeds` gets: `default_seed` first, the others drawn from it.
     from_mnli: whether RTE, MRPC and STS-B start from MNLI's checkpoint; None: where MNLI is among the tasks.
     parallel: one job per device at a time; False is one job at a time. jobs_at_once: None is the number of GPUs, or
-        of CPU cores. device: "gpu", "cpu", or None for GPUs where there are any.
+        of CPU cores. job_time_limit: seconds after which a job that hangs is killed, and tried once more. device: "gpu", "cpu", or None for GPUs where there are any.
     data_local: folder of GLUE's parquet or TSV files, one folder per task; None is `nyu-mll/glue` on the Hub.
     model: None takes the one that the starting checkpoint was trained as.
     starting_checkpoint_load_path: folder of a pretraining run, Composer `.pt`, or Hugging Face folder or name.
@@ -160,6 +160,7 @@ class GlueSettings:
     from_mnli: bool | None = None
     parallel: bool = True
     jobs_at_once: int | None = None
+    job_time_limit: float | None = None
     device: str | None = None
 
     data_local: str | None = None
@@ -199,6 +200,8 @@ class GlueSettings:
         for name in ("num_task_run", "jobs_at_once", "max_seq_len", "sweep_seeds"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.job_time_limit is not None and not self.job_time_limit > 0:
+            raise UserError(f"job_time_limit: {self.job_time_limit} seconds must be above 0")
         _check_choice(self.precision, PRECISIONS, "precision")
         _check_choice(self.device, DEVICES[:2], "device")
         _check_choice(self.pooling, POOLINGS, "pooling")

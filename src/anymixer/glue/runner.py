@@ -45,6 +45,7 @@ class _Running:
     process: subprocess.Popen
     started: float
     log_start: int
+    overdue: bool = False
 
 
 @dataclass
@@ -69,12 +70,15 @@ class Runner:
         *,
         command: Sequence[str] = JOB_COMMAND,
         say: Callable[[str], None] = print,
+        time_limit: float | None = None,
     ) -> None:
-        """command: what starts a job when SPEC.json and FOLDER are added to it."""
+        """command: what starts a job when SPEC.json and FOLDER are added to it. time_limit: seconds after which an
+        attempt of a job is killed; None lets it run."""
         self.store = store
         self.slots = list(slots)
         self.command = list(command)
         self.say = say
+        self.time_limit = time_limit
         self.outcome = Outcome()
         self._attempts: dict[str, int] = {}
         self._running: list[_Running] = []
@@ -93,6 +97,7 @@ class Runner:
             with _signals_put_off() as raise_noted:
                 while waiting or self._running:
                     raise_noted()
+                    self._end_overdue()
                     self._collect(waiting)
                     waiting = self._start_ready(waiting)
                     if waiting or self._running:
@@ -188,6 +193,15 @@ class Runner:
         self.say(f"{node.job_id}: started on {slot.name}")
         return _Running(node, slot, process, time.monotonic(), log_start)
 
+    def _end_overdue(self) -> None:
+        """Kill the processes that have run longer than a job may: one that hangs would hold its slot for ever."""
+        for running in self._running:
+            overdue = self.time_limit is not None and time.monotonic() - running.started > self.time_limit
+            if overdue and running.process.poll() is None:
+                running.overdue = True
+                _signal_group(running.process, signal.SIGKILL)
+                running.process.wait()
+
     def _collect(self, waiting: list[Node]) -> None:
         """Take in the processes that have ended; one to be tried again goes to the front of `waiting`."""
         for running in [running for running in self._running if running.process.poll() is not None]:
@@ -199,7 +213,9 @@ class Runner:
                 self.say(f"{self._place()} {job_id}: {100 * result.score:.2f}, {seconds:.0f} s, {running.slot.name}")
                 continue
             lines = self._log_end(running)
-            reason = _reason(code, lines)
+            reason = (
+                f"took longer than job_time_limit = {self.time_limit} s" if running.overdue else _reason(code, lines)
+            )
             if self._attempts[job_id] < ATTEMPTS and code != USER_MISTAKE:
                 self.say(f"{job_id}: {reason}, after {seconds:.0f} s; trying once more")
                 waiting.insert(0, running.node)
