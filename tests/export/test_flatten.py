@@ -66,6 +66,7 @@ def test_only_the_chosen_mixers_are_taken_along():
         "mixers_base.py",
         "mixers_plugins.py",
         "mixers_attention.py",
+        "mixers_softmax_heads.py",
     }
     assert not any("quasiseparable" in name or "hydra" in name for name in files)
     both = flatten(BERT, [mixers.get("attention"), mixers.get("hydra"), mixers.get("attention")]).files

@@ -18,68 +18,39 @@ from anymixer.errors import UserError
 from anymixer.layers.packing import Packing
 from anymixer.layers.param_hints import ParamHint
 from anymixer.layers.positions import apply_rotary, rotate
-from anymixer.mixers.base import SequenceMixer, State, register_mixer
+from anymixer.mixers.base import State, register_mixer
+from anymixer.mixers.softmax_heads import SoftmaxHeads
 
 
 @register_mixer("dma")
-class DynamicMaskAttention(SequenceMixer):
+class DynamicMaskAttention(SoftmaxHeads):
     """Softmax attention whose keys carry a learned bias, b = exp(A softplus(W V)), and of which a query sees the
     `keep_window_size` with the greatest; so the cache of a decoder has that many entries, whatever it has read."""
 
     @dataclass(kw_only=True)
-    class Config(SequenceMixer.Config):
-        """num_heads: None gives heads of 64 channels. num_kv_heads: fewer heads of keys and values (arXiv 2305.13245),
-        None for as many; each has a bias and a choice of keys of its own. keep_window_size: keys that a query sees at
-        most; of equal ones the later is kept. causal: no token sees a later one, nor does its choice of keys know of
-        one; else all queries of a sequence share one choice. key_bias: `exp` as above, or `linear`, A softplus(W V),
-        which cannot overflow. positions: rotary or none. qk_norm: RMSNorm of queries and keys over each head's
-        channels, before rotary positions. dropout: of the attention weights."""
+    class Config(SoftmaxHeads.Config):
+        """As in `SoftmaxHeads`, and: each head of keys has a bias and a choice of keys of its own. keep_window_size:
+        keys that a query sees at most; of equal ones the later is kept. causal: also, no choice of keys knows of a
+        later one; else all queries of a sequence share one choice. key_bias: `exp` as above, or `linear`,
+        A softplus(W V), which cannot overflow. norm_eps: of qk_norm."""
 
-        num_heads: int | None = None
-        num_kv_heads: int | None = None
         keep_window_size: int = 2048
-        causal: bool = False
         key_bias: Literal["exp", "linear"] = "exp"
         positions: Literal["none", "rotary"] = "rotary"
-        rotary_theta: float = 10000.0
-        qk_norm: bool = False
         norm_eps: float = 1e-6
-        dropout: float = 0.0
         bias: bool = False
 
         def validate(self, d_model: int, path: str) -> None:
-            heads = self.resolve_num_heads(d_model)
-            if heads < 1 or d_model % heads:
-                raise UserError(f"{path}.num_heads: {heads} does not divide d_model = {d_model}")
-            if self.num_kv_heads is not None and (self.num_kv_heads < 1 or heads % self.num_kv_heads):
-                raise UserError(f"{path}.num_kv_heads: {self.num_kv_heads} does not divide the {heads} heads")
+            super().validate(d_model, path)
             if self.keep_window_size < 1:
                 raise UserError(f"{path}.keep_window_size: {self.keep_window_size} is below 1")
-            if self.positions == "rotary" and (d_model // heads) % 2:
-                raise UserError(f"{path}.num_heads: rotary positions need an even head size, not {d_model // heads}")
-            if not 0.0 <= self.dropout < 1.0:
-                raise UserError(f"{path}.dropout: {self.dropout} is not in [0, 1)")
-
-        def resolve_num_heads(self, d_model: int) -> int:
-            """The number of heads in use."""
-            return max(1, d_model // 64) if self.num_heads is None else self.num_heads
 
     def __init__(self, d_model: int, *, layer_idx: int | None = None, **options: Any) -> None:
         """d_model: width in and out; options: the fields of `Config`."""
-        super().__init__()
-        config = self.Config(**options)
-        config.validate(d_model, type(self).__name__)
-        self.config = config
-        self.num_heads = config.resolve_num_heads(d_model)
-        self.num_kv_heads = config.num_kv_heads or self.num_heads
-        self.headdim = d_model // self.num_heads
-        self.qkv_proj = nn.Linear(d_model, (self.num_heads + 2 * self.num_kv_heads) * self.headdim, bias=config.bias)
-        self.dt_proj = nn.Linear(self.num_kv_heads * self.headdim, self.num_kv_heads, bias=config.bias)
+        super().__init__(d_model, options)
+        self.dt_proj = nn.Linear(self.num_kv_heads * self.headdim, self.num_kv_heads, bias=self.config.bias)
         self.A = nn.Parameter(torch.empty(self.num_kv_heads))
-        self.out_proj = nn.Linear(d_model, d_model, bias=config.bias)
-        if config.qk_norm:
-            self.q_norm = nn.RMSNorm(self.headdim, eps=config.norm_eps)
-            self.k_norm = nn.RMSNorm(self.headdim, eps=config.norm_eps)
+        self._add_output(d_model, self.config.norm_eps)
         self.reset_own_parameters()
 
     def reset_own_parameters(self) -> None:
@@ -93,10 +64,7 @@ class DynamicMaskAttention(SequenceMixer):
     def _project(self, hidden_states: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries [batch, num_heads, length, headdim], keys and values [batch, num_kv_heads, length, headdim], and the
         keys' bias [batch, num_kv_heads, length]. places: of the tokens, [batch, 1, length]; None from 0."""
-        heads = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.headdim)).transpose(1, 2)
-        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        if self.config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._split(hidden_states)
         if self.config.positions == "rotary":
             theta = self.config.rotary_theta
             q, k = (apply_rotary(t, theta) if places is None else rotate(t, places, theta) for t in (q, k))
@@ -158,17 +126,6 @@ class DynamicMaskAttention(SequenceMixer):
         q, k, _, key_bias = self._project(hidden_states)
         ids = None if packing is None else packing.sequence_id
         return dynamic_mask_matrix(q, k, key_bias, self.config.keep_window_size, self.config.causal, ids)
-
-    def values(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
-        """V per head: [batch, num_heads, length, headdim]."""
-        return self._project(hidden_states)[2].repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-
-    def output(self, mixed: Tensor, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
-        """Output projection of [batch, num_heads, length, headdim]."""
-        return self._merge(mixed)
-
-    def _merge(self, mixed: Tensor) -> Tensor:
-        return self.out_proj(mixed.transpose(1, 2).flatten(-2))
 
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None

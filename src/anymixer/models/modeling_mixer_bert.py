@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -12,11 +11,10 @@ from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
 from anymixer.layers.embeddings import EncoderEmbeddings
-from anymixer.layers.norm import GatedRMSNorm
 from anymixer.layers.packing import make_packing
-from anymixer.mixers import SequenceMixer
 from anymixer.models.backbone import Backbone
 from anymixer.models.configuration_mixer_bert import MixerBertConfig
+from anymixer.models.initialization import initialize
 
 
 @dataclass
@@ -39,26 +37,7 @@ class MixerBertPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Layer"]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Each layer draws its own values: projections and embeddings N(0, initializer_range), norms 1 and 0,
-        and what a mixer calls its own by its `reset_own_parameters`. Covers every module of the model, so that
-        no transformers version adds rules of its own."""
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, mean=0.0, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, mean=0.0, std=std)
-            if module.padding_idx is not None:
-                with torch.no_grad():
-                    module.weight[module.padding_idx].zero_()
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, GatedRMSNorm):
-            nn.init.ones_(module.weight)
-        elif isinstance(module, SequenceMixer):
-            module.reset_own_parameters()
+        initialize(module, self.config.initializer_range)
 
     def shaped(self, output: ModelOutput, return_dict: bool | None) -> Any:
         """The output as it was asked for: itself or, with return_dict False, a tuple."""

@@ -15,11 +15,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
-from anymixer.layers.cdmoe import take_balance_losses
+from anymixer.layers.cdmoe import CrossDomainExperts, take_balance_losses
 from anymixer.layers.packing import Packing, make_packing
 from anymixer.mixers.base import State, as_causal
-from anymixer.models.backbone import Backbone, Residual
+from anymixer.models.backbone import Backbone
 from anymixer.models.configuration_mixer_lm import MixerLMConfig
+from anymixer.models.initialization import initialize
 
 
 class MixerCache:
@@ -68,22 +69,9 @@ class MixerLMPreTrainedModel(PreTrainedModel):
     _is_stateful = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As in `MixerBertPreTrainedModel`."""
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, mean=0.0, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            nn.init.ones_(module.weight)
-            if isinstance(module, nn.LayerNorm):
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, Residual) and module.weight is not None:
-            nn.init.ones_(module.weight)
-        elif (reset := getattr(module, "reset_own_parameters", None)) is not None:
-            reset()
+        initialize(module, self.config.initializer_range)
+        if isinstance(module, CrossDomainExperts):
+            module.reset_own_parameters()
 
 
 class MixerLMModel(MixerLMPreTrainedModel):
