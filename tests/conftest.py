@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,32 @@ def child_environment(monkeypatch):
     """Processes that a test starts find this checkout and use one thread."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """URL of a local S3 server."""
+    moto_server = pytest.importorskip("moto.server")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3_client(s3_endpoint, monkeypatch):
+    """A client of the local S3 server, which is empty, and which the programs under test talk to."""
+    boto3 = pytest.importorskip("boto3")
+    for name, value in {
+        "S3_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield boto3.client("s3", endpoint_url=s3_endpoint)
+    urllib.request.urlopen(f"{s3_endpoint}/moto-api/reset", data=b"").close()
 
 
 @pytest.fixture

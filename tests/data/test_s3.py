@@ -7,37 +7,17 @@ from anymixer.data import DatasetConfig, LoaderConfig, build_loader
 from anymixer.errors import UserError
 
 pytest.importorskip("composer")
-boto3 = pytest.importorskip("boto3")
-moto_server = pytest.importorskip("moto.server")
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture
-def bucket(endpoint, packed_data, monkeypatch):
+def bucket(s3_client, packed_data, monkeypatch):
     """An S3 client and a bucket that holds the packed rows under `data/`."""
-    for name, value in {
-        "S3_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr("anymixer.data.streams._FIRST_PAUSE", 0.01)
     monkeypatch.setattr("streaming.base.util.sleep", lambda seconds: None)
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="rows")
+    s3_client.create_bucket(Bucket="rows")
     for path in (packed_data / "train").iterdir():
-        client.upload_file(str(path), "rows", f"data/train/{path.name}")
-    return client
+        s3_client.upload_file(str(path), "rows", f"data/train/{path.name}")
+    return s3_client
 
 
 def read(tokenizer, workers=0, **dataset):

@@ -13,35 +13,14 @@ from data_prep.options import ConvertOptions
 BUCKET = "corpus"
 
 
-@pytest.fixture(scope="module")
-def server():
-    moto_server = pytest.importorskip("moto.server")
-    server = moto_server.ThreadedMotoServer(port=0)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
+def bucket(s3_client):
     """An empty bucket: keys to contents."""
-    boto3 = pytest.importorskip("boto3")
-    for name, value in (
-        ("S3_ENDPOINT_URL", server),
-        ("AWS_ACCESS_KEY_ID", "x"),
-        ("AWS_SECRET_ACCESS_KEY", "x"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=server)
-    client.create_bucket(Bucket=BUCKET)
-    yield lambda: {
-        item["Key"]: client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
-        for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
+    s3_client.create_bucket(Bucket=BUCKET)
+    return lambda: {
+        item["Key"]: s3_client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
+        for item in s3_client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
     }
-    for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=item["Key"])
-    client.delete_bucket(Bucket=BUCKET)
 
 
 @pytest.fixture

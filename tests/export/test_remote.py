@@ -11,8 +11,6 @@ from anymixer.errors import UserError
 from anymixer.export.source import open_checkpoint
 
 pytest.importorskip("composer")
-boto3 = pytest.importorskip("boto3")
-moto_server = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
@@ -22,28 +20,11 @@ def run(tmp_path_factory, write_run, call_main):
     return folder / "tiny"
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def client(endpoint, monkeypatch):
-    for name, value in {
-        "S3_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="runs")
-    return client
+def client(s3_client):
+    """An S3 client, with a bucket called `runs`."""
+    s3_client.create_bucket(Bucket="runs")
+    return s3_client
 
 
 def upload(client, folder, prefix):

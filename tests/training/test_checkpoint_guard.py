@@ -117,24 +117,10 @@ def test_composer_refuses_what_it_fetched_itself(tiny_run, tmp_path, monkeypatch
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """An S3 client, with an empty bucket called `them`, of a local server."""
-    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    endpoint = "http://{}:{}".format(*running.get_host_and_port())
-    for name, value in {
-        "S3_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="them")
-    yield client
-    running.stop()
+def bucket(s3_client):
+    """An S3 client, with a bucket called `them`."""
+    s3_client.create_bucket(Bucket="them")
+    return s3_client
 
 
 def test_composer_refuses_what_it_fetched_from_an_object_store(tiny_run, tmp_path, bucket):
