@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from anymixer_kernels.sequences import starts as starts_of
+from anymixer_kernels.triton_common import contiguous_like
 from anymixer_kernels.triton_factored import Matrix, dense, fits_one_tile, launch_gradient, launch_product
 
 FactoredMix = Callable[..., Tensor]
@@ -36,21 +37,21 @@ def factored_mix(
         q: Tensor, k: Tensor, v: Tensor, shift: Tensor | None, sequence_id: Tensor | None, row_scales: Tensor | None,
         constant: float, scale: float, residual: bool,
     ) -> Tensor:  # fmt: skip
-        y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+        y = contiguous_like(v)
         matrix = matrix_of(q, k, shift, sequence_id, row_scales, constant, scale)
         launch_product(entries, matrix, dense(v), y, residual=residual)
         return y
 
     @forward.register_fake
     def _(q, k, v, shift, sequence_id, row_scales, constant, scale, residual):
-        return torch.empty(v.shape, dtype=v.dtype, device=v.device)
+        return contiguous_like(v)
 
     @torch.library.custom_op(f"anymixer::{name}_backward", mutates_args=())
     def backward(
         grad_y: Tensor, q: Tensor, k: Tensor, v: Tensor, shift: Tensor | None, sequence_id: Tensor | None,
         row_scales: Tensor | None, constant: float, scale: float, residual: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+        grad_q, grad_k, grad_v = (contiguous_like(t) for t in (q, k, v))
         matrix = matrix_of(q, k, shift, sequence_id, row_scales, constant, scale)
         transposed = matrix.transposed(sign)
         grad_y, v = dense(grad_y), dense(v)
@@ -63,7 +64,7 @@ def factored_mix(
 
     @backward.register_fake
     def _(grad_y, q, k, v, shift, sequence_id, row_scales, constant, scale, residual):
-        like = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v)]
+        like = [contiguous_like(t) for t in (q, k, v)]
         of_shift = v.new_empty(0) if shift is None else torch.empty((), dtype=torch.float32, device=v.device)
         return (*like, of_shift)
 

@@ -1,5 +1,6 @@
 """How the Triton forms of norms lay out tensors: as rows, several of which make a tile."""
 
+import triton
 from torch import Tensor
 
 from anymixer_kernels.triton_common import block_of
@@ -27,9 +28,11 @@ def tile(width: int, entries: int) -> dict[str, int]:
     }
 
 
-def tiles_of_program(tiles: int) -> int:
-    """Tiles that a backward program goes through: a power of two, so that few kernels are compiled."""
-    steps = 1
+def backward_programs(rows: int, width: int, entries: int) -> tuple[int, dict[str, int]]:
+    """How many programs go through all rows, and the shape of their tiles, as `tile` has it, with the number of tiles
+    of each: a power of two, so that few kernels are compiled."""
+    shape = tile(width, entries)
+    tiles, steps = triton.cdiv(rows, shape["ROWS"]), 1
     while steps < MAX_TILES and steps * 2 * PROGRAMS <= tiles:
         steps *= 2
-    return steps
+    return triton.cdiv(tiles, steps), {"TILES": steps, **shape}

@@ -4,10 +4,9 @@ import pytest
 import torch
 from anymixer_kernels import force_backend
 from anymixer_kernels.gated_norm import ONE_PROGRAM, gated_norm
-from triton_cases import DEVICE, ON_GPU, needs_triton, poisoned, relative_error  # noqa: F401
+from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, poisoned, relative_error  # noqa: F401
 
 pytestmark = needs_triton
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 SHAPES = [(1, 8), (3, 5, 24), (2, 70, 130), *([(512, 128, 1536), (2, 4097, 1000), (3, 16384)] if ON_GPU else [])]
 
 

@@ -8,7 +8,7 @@ from anymixer_kernels.cauchy import cauchy_mix
 from anymixer_kernels.low_rank import low_rank_mix
 from anymixer_kernels.toeplitz import toeplitz_mix
 from anymixer_kernels.vandermonde import vandermonde_mix
-from triton_cases import DEVICE, ON_GPU, needs_triton, poisoned, relative_error
+from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, poisoned, relative_error
 
 from anymixer.layers.packing import make_packing
 from anymixer.mixers import build_mixer
@@ -18,7 +18,6 @@ pytestmark = needs_triton
 __all__ = ["poisoned"]
 
 BATCH, NHEADS, QK_DIM, HEADDIM = 2, 2, 3, 20
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
 def cauchy(q, k, v, ids, **options):

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from anymixer_kernels.triton_rows import as_rows, tile, tiles_of_program
+from anymixer_kernels.triton_common import contiguous_like
+from anymixer_kernels.triton_rows import as_rows, backward_programs, tile
 
 # Numbers of a tile of whole rows.
 FORWARD_ENTRIES, BACKWARD_ENTRIES = 4096, 4096
@@ -100,17 +101,14 @@ def launch_add_norm_backward(
     grad_residual = grad_residual_out.view(-1, grad_residual_out.shape[-1])
     grad_branch = None if grad_branch_out is None else grad_branch_out.view(-1, grad_branch_out.shape[-1])
     count, width = residual.shape
-    shape = tile(width, BACKWARD_ENTRIES)
-    tiles = triton.cdiv(count, shape["ROWS"])
-    steps = tiles_of_program(tiles)
-    programs = triton.cdiv(tiles, steps)
+    programs, shape = backward_programs(count, width, BACKWARD_ENTRIES)
     sums = torch.empty(programs, 2, width, dtype=torch.float32, device=residual.device)
     if residual.numel():
         _backward_kernel[(programs,)](
             grad_y, residual, branch, weight.contiguous(), grad_residual, grad_branch, sums, count, width,
             grad_y.stride(0), residual.stride(0), branch.stride(0), grad_residual.stride(0),
             0 if grad_branch is None else grad_branch.stride(0), eps,
-            TILES=steps, num_stages=1, **shape,
+            num_stages=1, **shape,
         )  # fmt: skip
     total = sums.sum(0)
     return total[0].to(weight.dtype, copy=True), total[1].to(weight.dtype, copy=True)
@@ -134,7 +132,7 @@ def _(residual, branch, weight, bias, eps, dtype):
 def _op_backward(
     grad_y: Tensor, residual: Tensor, branch: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_residual, grad_branch = _like(residual), _branch_like(residual, branch)
+    grad_residual, grad_branch = contiguous_like(residual), _branch_like(residual, branch)
     second = grad_branch if branch.dtype != residual.dtype else None
     of_weight, of_bias = launch_add_norm_backward(grad_y, residual, branch, weight, eps, grad_residual, second)
     return grad_residual, grad_branch, of_weight, of_bias
@@ -142,16 +140,12 @@ def _op_backward(
 
 @_op_backward.register_fake
 def _(grad_y, residual, branch, weight, eps):
-    return _like(residual), _branch_like(residual, branch), _like(weight), _like(weight)
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return contiguous_like(residual), _branch_like(residual, branch), contiguous_like(weight), contiguous_like(weight)
 
 
 def _branch_like(residual: Tensor, branch: Tensor) -> Tensor:
     """For branch's gradient; empty where residual's is the same."""
-    return branch.new_empty(0) if branch.dtype == residual.dtype else _like(branch)
+    return branch.new_empty(0) if branch.dtype == residual.dtype else contiguous_like(branch)
 
 
 def _setup_context(ctx, inputs, output):

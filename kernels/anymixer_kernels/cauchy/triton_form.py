@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from anymixer_kernels.row_scale import number_and_rows
 from anymixer_kernels.triton_factored import column_of
 from anymixer_kernels.triton_factored_op import factored_mix
 
@@ -63,5 +64,5 @@ def cauchy_triton(
     q: Tensor, k: Tensor, v: Tensor, shift: Tensor, sequence_id: Tensor | None, scale: Tensor | float, residual: bool
 ) -> Tensor:
     """Arguments as in `anymixer_kernels.cauchy.cauchy_mix`."""
-    by_row = isinstance(scale, Tensor)
-    return _mix(q, k, v, shift, sequence_id, scale if by_row else None, 0.0, 1.0 if by_row else scale, residual)
+    number, rows = number_and_rows(scale)
+    return _mix(q, k, v, shift, sequence_id, rows, 0.0, number, residual)

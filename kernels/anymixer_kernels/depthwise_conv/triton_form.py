@@ -5,6 +5,7 @@ import triton
 from torch import Tensor
 
 from anymixer_kernels.depthwise_conv.triton_kernels import backward_kernel, forward_kernel
+from anymixer_kernels.triton_common import contiguous_like
 
 # Tokens of a program; the backward one computes du of some more.
 FORWARD_TOKENS, BACKWARD_TOKENS = 32, 128
@@ -120,14 +121,14 @@ def _check_output(out: Tensor, x: Tensor) -> None:
 def _op(
     x: Tensor, weight: Tensor, bias: Tensor | None, sequence_id: Tensor | None, activate: bool, causal: bool
 ) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = contiguous_like(x)
     launch_conv(x, weight, bias, sequence_id, out, activate=activate, causal=causal)
     return out
 
 
 @_op.register_fake
 def _(x, weight, bias, sequence_id, activate, causal):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return contiguous_like(x)
 
 
 @torch.library.custom_op("anymixer::depthwise_conv_backward", mutates_args=())
@@ -140,7 +141,7 @@ def _op_backward(
     activate: bool,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_x = contiguous_like(x)
     grad_weight, grad_bias = launch_conv_backward(
         grad_y, x, weight, bias, sequence_id, grad_x, activate=activate, causal=causal
     )
@@ -149,9 +150,9 @@ def _op_backward(
 
 @_op_backward.register_fake
 def _(grad_y, x, weight, bias, sequence_id, activate, causal):
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grad_bias = weight.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device)
-    return grad_x, torch.empty(weight.shape, dtype=weight.dtype, device=x.device), grad_bias
+    grad_x = contiguous_like(x)
+    grad_bias = weight.new_empty(0) if bias is None else contiguous_like(bias)
+    return grad_x, contiguous_like(weight), grad_bias
 
 
 def _setup_context(ctx, inputs, output):

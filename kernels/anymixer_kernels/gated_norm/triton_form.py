@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from anymixer_kernels.triton_common import contiguous_like
 from anymixer_kernels.triton_math import sigmoid
-from anymixer_kernels.triton_rows import as_rows, tile, tiles_of_program
+from anymixer_kernels.triton_rows import as_rows, backward_programs, tile
 
 # Numbers of a tile of whole rows.
 FORWARD_ENTRIES, BACKWARD_ENTRIES = 8192, 2048
@@ -88,45 +89,38 @@ def launch_gated_norm_backward(
     grad_y, x, gate = as_rows(grad_y), as_rows(x), as_rows(gate)
     grad_x, grad_gate = (out.view(-1, out.shape[-1]) for out in (grad_x_out, grad_gate_out))
     count, width = x.shape
-    shape = tile(width, BACKWARD_ENTRIES)
-    tiles = triton.cdiv(count, shape["ROWS"])
-    steps = tiles_of_program(tiles)
-    programs = triton.cdiv(tiles, steps)
+    programs, shape = backward_programs(count, width, BACKWARD_ENTRIES)
     sums = torch.empty(programs, width, dtype=torch.float32, device=x.device)
     if x.numel():
         _backward_kernel[(programs,)](
             grad_y, x, gate, weight.contiguous(), grad_x, grad_gate, sums, count, width,
             grad_y.stride(0), x.stride(0), gate.stride(0), grad_x.stride(0), grad_gate.stride(0), eps,
-            TILES=steps, num_stages=1, **shape,
+            num_stages=1, **shape,
         )  # fmt: skip
     return sums.sum(0).to(weight.dtype)
 
 
 @torch.library.custom_op("anymixer::gated_norm", mutates_args=())
 def _op(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = contiguous_like(x)
     launch_gated_norm(x, gate, weight, eps, out)
     return out
 
 
 @_op.register_fake
 def _(x, gate, weight, eps):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return contiguous_like(x)
 
 
 @torch.library.custom_op("anymixer::gated_norm_backward", mutates_args=())
 def _op_backward(grad_y: Tensor, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, grad_gate = _like(x), _like(gate)
+    grad_x, grad_gate = contiguous_like(x), contiguous_like(gate)
     return grad_x, grad_gate, launch_gated_norm_backward(grad_y, x, gate, weight, eps, grad_x, grad_gate)
 
 
 @_op_backward.register_fake
 def _(grad_y, x, gate, weight, eps):
-    return _like(x), _like(gate), _like(weight)
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return contiguous_like(x), contiguous_like(gate), contiguous_like(weight)
 
 
 def _setup_context(ctx, inputs, output):

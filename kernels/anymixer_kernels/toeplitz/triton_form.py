@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from anymixer_kernels.row_scale import number_and_rows
 from anymixer_kernels.sequences import starts as starts_of
-from anymixer_kernels.triton_common import block_of, dot_options
+from anymixer_kernels.triton_common import block_of, contiguous_like, dot_options
 from anymixer_kernels.triton_factored import (
     MAX_HEADDIM_BLOCK,
     dense,
@@ -206,8 +207,8 @@ def toeplitz_triton(
     residual: bool,
 ) -> Tensor:
     """Arguments as in `anymixer_kernels.toeplitz.toeplitz_mix`."""
-    by_row = isinstance(scale, Tensor)
-    return _mix(below, above, v, sequence_id, scale if by_row else None, 1.0 if by_row else scale, residual)
+    number, rows = number_and_rows(scale)
+    return _mix(below, above, v, sequence_id, rows, number, residual)
 
 
 def _tables(below, above, sequence_id, row_scales):
@@ -224,7 +225,7 @@ def _mix(
     below: Tensor, above: Tensor, v: Tensor, sequence_id: Tensor | None, row_scales: Tensor | None,
     scale: float, residual: bool,
 ) -> Tensor:  # fmt: skip
-    y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    y = contiguous_like(v)
     lags, ids, starts, scales = _tables(below, above, sequence_id, row_scales)
     _launch_product(lags, dense(v), y, ids, starts, scales, None, scale, transposed=False, residual=residual)
     return y
@@ -232,7 +233,7 @@ def _mix(
 
 @_mix.register_fake
 def _(below, above, v, sequence_id, row_scales, scale, residual):
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    return contiguous_like(v)
 
 
 @torch.library.custom_op("anymixer::toeplitz_backward", mutates_args=())
@@ -240,7 +241,7 @@ def _mix_backward(
     grad_y: Tensor, below: Tensor, above: Tensor, v: Tensor, sequence_id: Tensor | None, row_scales: Tensor | None,
     scale: float, residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    grad_v = contiguous_like(v)
     lags, ids, starts, scales = _tables(below, above, sequence_id, row_scales)
     grad_y, v = dense(grad_y), dense(v)
     _launch_product(lags, grad_y, grad_v, ids, starts, None, scales, scale, transposed=True, residual=residual)
@@ -257,7 +258,7 @@ def _mix_backward(
 
 @_mix_backward.register_fake
 def _(grad_y, below, above, v, sequence_id, row_scales, scale, residual):
-    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (below, above, v))
+    return contiguous_like(below), contiguous_like(above), contiguous_like(v)
 
 
 def _keep(ctx, inputs, output) -> None:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from anymixer_kernels.row_scale import number_and_rows
 from anymixer_kernels.triton_factored import column_of
 from anymixer_kernels.triton_factored_op import factored_mix
 
@@ -122,7 +123,5 @@ def vandermonde_triton(
     residual: bool,
 ) -> Tensor:
     """Arguments as in `anymixer_kernels.vandermonde.vandermonde_mix`."""
-    by_row = isinstance(scale, Tensor)
-    return _mix(
-        q, k, v, None, sequence_id, scale if by_row else None, frequency, 1.0 if by_row else scale, residual
-    )  # fmt: skip
+    number, rows = number_and_rows(scale)
+    return _mix(q, k, v, None, sequence_id, rows, frequency, number, residual)

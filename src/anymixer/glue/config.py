@@ -140,7 +140,8 @@ class GlueSettings:
     num_task_run: how many seeds a task without `seeds` gets: `default_seed` first, the others drawn from it.
     from_mnli: whether RTE, MRPC and STS-B start from MNLI's checkpoint; None: where MNLI is among the tasks.
     parallel: one job per device at a time; False is one job at a time. jobs_at_once: None is the number of GPUs, or
-        of CPU cores. job_time_limit: seconds after which a job that hangs is killed, and tried once more. device: "gpu", "cpu", or None for GPUs where there are any.
+        of CPU cores. job_time_limit: seconds after which a job that hangs is killed, and tried once more.
+    device: "gpu", "cpu", or None for GPUs where there are any.
     data_local: folder of GLUE's parquet or TSV files, one folder per task; None is `nyu-mll/glue` on the Hub.
     model: None takes the one that the starting checkpoint was trained as.
     starting_checkpoint_load_path: folder of a pretraining run, Composer `.pt`, or Hugging Face folder or name.
