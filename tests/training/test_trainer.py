@@ -137,7 +137,7 @@ def test_everything_a_recipe_names_runs_together(tiny_run, tmp_path, capsys):
     assert "l2_norm/grad/global" in logged
     assert list((tmp_path / "tb").rglob("events*"))
     printed = capsys.readouterr().out
-    assert "device cpu, 1 rank, precision fp32 (auto), global batch 8, microbatch 8 (auto:" in printed
+    assert "device cpu, 1 rank, precision fp32 (auto), mixing ops auto, global batch 8, microbatch 8 (auto:" in printed
 
 
 def test_two_evaluations_of_one_model_agree(tiny_run):

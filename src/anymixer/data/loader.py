@@ -20,6 +20,7 @@ from anymixer.data.masking import Masking, Vocabulary, maskings
 from anymixer.data.shards import is_packed, read_index, read_manifest
 from anymixer.data.shared_memory import claim, starting_alone
 from anymixer.data.words import word_marks
+from anymixer.data.worker_process import end_with
 from anymixer.errors import UserError
 from anymixer.labels import IGNORED_LABEL
 
@@ -232,7 +233,11 @@ def _build_torch_loader(config: LoaderConfig, dataset: TextDataset, batch_size: 
 
     workers: dict[str, Any] = {}
     if config.num_workers:
-        workers = {"prefetch_factor": config.prefetch_factor, "persistent_workers": config.persistent_workers}
+        workers = {
+            "prefetch_factor": config.prefetch_factor,
+            "persistent_workers": config.persistent_workers,
+            "worker_init_fn": partial(end_with, os.getpid()),
+        }
         # Tokenizing a single text is not parallel; this silences the warning about it in forked workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return TextLoader(
