@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # The versions of transformers that models must load on, oldest to newest; 5 with the newest torch.
-TRANSFORMERS ?= 4.51.3 4.57.6 5.17.0
+TRANSFORMERS ?= 4.51.3 4.57.6 5.17.0 5.23.0
 
 .PHONY: help demo demo-mixers demo-causal test test-fast test-transformers lint clean
 help:
