@@ -26,7 +26,9 @@ class DecoupledAdamW(AdamW):
         fused: bool | None = None,
     ) -> None:
         """params: parameters or groups, which may have an lr and a weight_decay of their own; fused: as in AdamW."""
-        groups = [dict(group) if isinstance(group, Mapping) else {"params": [group]} for group in params]
+        groups: list[dict[str, Any]] = [
+            dict(group) if isinstance(group, Mapping) else {"params": [group]} for group in params
+        ]
         for group in groups:
             group["weight_decay"] = group.get("weight_decay", weight_decay) / group.get("lr", lr)
         super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=0.0, amsgrad=amsgrad, fused=fused)
