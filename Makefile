@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 # One test process per core, each with one thread, is the fastest split on small machines.
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
 # The versions of transformers that models must load on, oldest to newest; 5 with the newest torch.
 TRANSFORMERS ?= 4.51.3 4.57.6 5.17.0 5.23.0
