@@ -33,9 +33,10 @@ def poisoned(monkeypatch):
 
 
 def relative_error(actual, expected):
-    """|actual - expected| / |expected| in float64, what is exactly 0 counted as 0.01; NaN is infinitely wrong."""
+    """|actual - expected| / |expected| in float64, |actual| where nothing is expected; NaN is infinitely wrong."""
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
-    error = (actual - expected).norm() / expected.norm().clamp(min=1e-2)
+    size = expected.norm()
+    error = (actual - expected).norm() / (size if size > 1e-9 else 1.0)
     return float("inf") if error.isnan() else float(error)
 
 

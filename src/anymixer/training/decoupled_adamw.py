@@ -1,6 +1,6 @@
 """Composer's DecoupledAdamW (arXiv 1711.05101) on torch's own AdamW, whose update is one launch on a GPU.
 
-Composer's steps through the parameters in Python, which takes longer than a training step of a base model.
+Composer's steps through the parameters one by one in Python.
 """
 
 from collections.abc import Iterable, Mapping

@@ -138,7 +138,7 @@ def _machine_kwargs(config: TrainerConfig, plan: LaunchPlan) -> dict[str, Any]:
         "device_train_microbatch_size": plan.device_train_microbatch_size,
         "accumulate_train_batch_on_tokens": True,
         "parallelism_config": build_parallelism(config.parallelism_config),
-        "compile_config": {"mode": config.compile_mode} if config.compile else None,
+        "compile_config": {} if config.compile else None,
         "seed": config.seed,
         "deterministic_mode": config.deterministic_mode,
         "dist_timeout": config.dist_timeout,

@@ -12,7 +12,6 @@ from anymixer.training.times import parse_time, scheduler_unit
 
 PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16", "amp_fp8")
 DEVICES = ("cpu", "gpu", "mps")
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 # As in anymixer_kernels.BACKENDS, which only torch's import would give.
 BACKENDS = ("auto", "triton", "torch", "reference")
 DECAYS = ("linear", "sqrt")
@@ -102,8 +101,6 @@ class TrainerConfig:
     device_train_microbatch_size: an int, or "auto": Composer's search for what fits on a GPU, the rank's
         whole batch on a CPU.
     precision: "auto" is amp_bf16 on a GPU and fp32 elsewhere.
-    compile_mode: torch.compile's: "reduce-overhead" replays CUDA graphs, for steps that the host cannot launch fast
-        enough; it needs batches of one shape.
     backend: which form of the mixing ops runs: one of anymixer_kernels.BACKENDS; "auto" is Triton's on a GPU.
     parallelism_config: None is DDP (with more than one rank); {"fsdp": {...}} is FSDP2, with the keys of
         composer.utils.parallelism.FSDP2Config.
@@ -135,7 +132,6 @@ class TrainerConfig:
     precision: str = "auto"
     device: str | None = None
     compile: bool = False
-    compile_mode: str = "default"
     backend: str = "auto"
     deterministic_mode: bool = False
     parallelism_config: dict[str, Any] | None = None
@@ -186,7 +182,6 @@ class TrainerConfig:
             "precision": PRECISIONS,
             "device": DEVICES,
             "backend": BACKENDS,
-            "compile_mode": COMPILE_MODES,
             "python_log_level": LOG_LEVELS,
         }
         for name, known in choices.items():
