@@ -70,20 +70,52 @@ def test_packed_rows(length, width, causal, dtype, poisoned):  # noqa: F811
 
 @pytest.mark.parametrize("ids", [None, ids_with_a_gap(21)])
 @pytest.mark.parametrize(
-    ("width", "causal", "activate"),
-    [(1, False, True), (9, False, True), (9, False, False), (4, False, True), (6, True, True), (6, True, False)],
+    ("width", "causal", "activate", "parts"),
+    [
+        (1, False, True, 4),
+        (9, False, True, 1),
+        (9, False, False, 4),
+        (4, False, True, 4),
+        (6, True, True, 1),
+        (6, True, False, 4),
+    ],
 )
-def test_rows_of_several_programs(width, causal, activate, ids, poisoned, monkeypatch):  # noqa: F811
+def test_rows_of_several_parts(width, causal, activate, parts, ids, poisoned, monkeypatch):  # noqa: F811
     from anymixer_kernels.depthwise_conv import triton_form
 
     monkeypatch.setattr(triton_form, "FORWARD_TOKENS", 8)
     monkeypatch.setattr(triton_form, "BACKWARD_TOKENS", 8)
+    monkeypatch.setattr(triton_form, "BACKWARD_PARTS", parts)
+    monkeypatch.setattr(triton_form, "ENOUGH_PROGRAMS", 0)
     inputs = make_inputs(21, width, channels=3)
     check(both_ways(inputs, torch.float32, ids, causal=causal, activate=activate), torch.float32)
 
 
 def test_several_blocks_of_channels_without_bias(poisoned):  # noqa: F811
     check(both_ways(make_inputs(5, 3, channels=150), torch.float32, bias=False), torch.float32)
+
+
+def test_the_widest_window(poisoned):  # noqa: F811
+    check(both_ways(make_inputs(34, UNROLLED, channels=3), torch.float32, ids_with_a_gap(34)), torch.float32)
+
+
+@pytest.mark.parametrize(("width", "causal"), [(7, False), (4, True)])
+def test_ids_that_come_back(width, causal, poisoned):  # noqa: F811
+    ids = torch.tensor([[3] * 33 + [-1] + [3] * 6, [0, 1, 0, 1, 0, 0] + [-1] * 2 + [5] * 32])
+    check(both_ways(make_inputs(40, width, channels=3), torch.float32, ids, causal=causal), torch.float32)
+
+
+def test_inputs_with_uneven_gaps(poisoned):  # noqa: F811
+    leaves = [t.float().to(DEVICE) for t in make_inputs(2, 3, channels=4, batch=9)]
+    x = leaves[0].transpose(0, 1)[..., 3:7]
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        inputs = [t.to(dtype).requires_grad_() for t in (x, *leaves[1:3])]
+        with force_backend(backend):
+            y = depthwise_conv(*inputs)
+        cotangent = leaves[3].to(dtype).transpose(0, 1)
+        results.append([y, *torch.autograd.grad(y, inputs, cotangent)])
+    check(zip(*results), torch.float32)
 
 
 def test_padding_may_hold_anything(poisoned):  # noqa: F811

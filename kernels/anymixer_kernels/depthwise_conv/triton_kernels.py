@@ -1,10 +1,14 @@
 """The depthwise convolution with its bias and its SiLU in one kernel, and all its gradients in another.
 
-A program is one warp, which goes through the tokens of one row four at a time with a block of channels side by side in
-its threads: sums over tokens stay inside a thread, and what it loads and converts serves four tokens. The backward
-kernel computes u = conv(x) again and writes du = grad_y silu'(u) into a ring of a few tokens of its own, from which it
-reads the neighbours of the tokens behind. No program reads what another one has written.
+A program is one warp with a block of channels side by side in its threads, and goes through tokens of a row one by one.
+What a window covers stays in registers, in tuples that move on by a token at each step: the inputs, and the gradients
+of the inputs as far as they are known. So every number is loaded and converted once, sums over tokens stay inside a
+thread, and no program reads what another one has written. The loads of a group of tokens come before all that the
+group computes and stores, so that many are under way at once.
 """
+
+# Triton's tuples can be added, but not unpacked into others.
+# ruff: noqa: RUF005
 
 import triton
 import triton.language as tl
@@ -13,214 +17,293 @@ from anymixer_kernels.triton_math import sigmoid
 
 
 @triton.jit
-def _id_at(ids, token, length):
-    """The sequence id of a token of the row that ids points to; -1 outside of it."""
+def _inside(token, length, channel, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Whether a token lies in its row, and each channel in the tensor."""
     inside = (token >= 0) & (token < length)
-    return tl.where(inside, 0, -1) if ids is None else tl.load(ids + token, mask=inside, other=-1).to(tl.int32)
+    if CHANNELS % BLOCK_C != 0:
+        inside = inside & (channel < CHANNELS)
+    return inside
 
 
 @triton.jit
-def _at(places, token, token_stride, its_id, inside):
-    """The channels of a token, in float32; 0 in padding."""
-    found = tl.load(places + token.to(tl.int64) * token_stride, mask=inside & (its_id >= 0), other=0.0)
-    return found.to(tl.float32)
-
-
-@triton.jit
-def _of(value, own, its_id, ids):
-    """The value of a token for another one: 0 in another sequence. Values in padding are 0 already."""
-    if ids is not None:
-        value = tl.where(own == its_id, value, 0.0)
-    return value
-
-
-@triton.jit
-def _convolve(
-    x, taps, bias, ids, token, own0, own1, own2, own3, inside, length, channels, x_token,
-    WIDTH: tl.constexpr, REACH: tl.constexpr, BLOCK_C: tl.constexpr,
+def _tokens(
+    places, first, length, channel,
+    COUNT: tl.constexpr, TOKEN: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """conv(x) + bias of four tokens; x, taps and bias point to the program's channels, x and ids to its row."""
-    u0 = tl.zeros([BLOCK_C], tl.float32)
-    if bias is not None:
-        u0 += tl.load(bias, mask=inside, other=0.0).to(tl.float32)
-    u1, u2, u3 = u0, u0, u0
-    id0, id1 = _id_at(ids, token - REACH, length), _id_at(ids, token + (1 - REACH), length)
-    id2 = _id_at(ids, token + (2 - REACH), length)
-    x0, x1 = _at(x, token - REACH, x_token, id0, inside), _at(x, token + (1 - REACH), x_token, id1, inside)
-    x2 = _at(x, token + (2 - REACH), x_token, id2, inside)
-    for tap in tl.static_range(WIDTH):
-        last = token + (tap + 3 - REACH)
-        id3 = _id_at(ids, last, length)
-        x3 = _at(x, last, x_token, id3, inside)
-        factor = tl.load(taps + tap * channels, mask=inside, other=0.0).to(tl.float32)
-        u0 += factor * _of(x0, own0, id0, ids)
-        u1 += factor * _of(x1, own1, id1, ids)
-        u2 += factor * _of(x2, own2, id2, ids)
-        u3 += factor * _of(x3, own3, id3, ids)
-        x0, x1, x2 = x1, x2, x3
-        id0, id1, id2 = id1, id2, id3
-    return u0, u1, u2, u3
+    """COUNT tokens of a row from `first` on, which places points to, TOKEN numbers apart; 0 outside of the row."""
+    found = ()
+    for i in tl.static_range(COUNT):
+        inside = _inside(first + i, length, channel, CHANNELS, BLOCK_C)
+        found = found + (tl.load(places + i * TOKEN, mask=inside, other=0.0),)
+    return found
 
 
 @triton.jit
-def _write(places, token, token_stride, own, inside, length, y, ACTIVATE: tl.constexpr):
-    if ACTIVATE:
-        y = y * sigmoid(y)
-    y = tl.where(own >= 0, y, 0.0).to(places.dtype.element_ty)
-    tl.store(places + token.to(tl.int64) * token_stride, y, mask=inside & (token < length))
+def _ids(ids, first, length, COUNT: tl.constexpr):
+    """The sequence ids of COUNT tokens of the row that ids points to; -1 outside of it."""
+    found = ()
+    for i in tl.static_range(COUNT):
+        token = first + i
+        found = found + (tl.load(ids + token, mask=(token >= 0) & (token < length), other=-1).to(tl.int32),)
+    return found
+
+
+@triton.jit
+def _floats(values, COUNT: tl.constexpr):
+    floats = ()
+    for i in tl.static_range(COUNT):
+        floats = floats + (values[i].to(tl.float32),)
+    return floats
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, BLOCK_C: tl.constexpr):
+    zeros = ()
+    for _ in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros([BLOCK_C], tl.float32),)
+    return zeros
+
+
+@triton.jit
+def _taps_and_bias(weight, bias, channel, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
+    """In one tuple, the bias last; weight: [channels, width]."""
+    inside = channel < CHANNELS
+    found = ()
+    for tap in tl.static_range(WIDTH):
+        found = found + (tl.load(weight + channel * WIDTH + tap, mask=inside, other=0.0).to(tl.float32),)
+    offset = tl.zeros([BLOCK_C], tl.float32)
+    if bias is not None:
+        offset += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    return found + (offset,)
+
+
+@triton.jit
+def _own_of(near, REACH: tl.constexpr):
+    """The id of the token in whose window the ids `near` are; for padding one that no token has."""
+    return tl.where(near[REACH] < 0, -2, near[REACH])
+
+
+@triton.jit
+def _seen(window, near, ids, WIDTH: tl.constexpr, REACH: tl.constexpr):
+    """The window, 0 in other sequences than its token's, and everywhere for padding."""
+    seen = window
+    if ids is not None:
+        own = _own_of(near, REACH)
+        seen = ()
+        for tap in tl.static_range(WIDTH):
+            seen = seen + (tl.where(near[tap] == own, window[tap], 0.0),)
+    return seen
+
+
+@triton.jit
+def _convolve(seen, taps, WIDTH: tl.constexpr):
+    u = taps[WIDTH]
+    for tap in tl.static_range(WIDTH):
+        u += taps[tap] * seen[tap]
+    return u
 
 
 @triton.jit
 def forward_kernel(
-    x, taps, bias, ids, out, length, channels, x_row, x_token, ids_row, out_row, out_token,
-    WIDTH: tl.constexpr, REACH: tl.constexpr, ACTIVATE: tl.constexpr, TOKENS: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, weight, bias, ids, out, length,
+    CHANNELS: tl.constexpr, X_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr, WIDTH: tl.constexpr, REACH: tl.constexpr,
+    ACTIVATE: tl.constexpr, TOKENS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(channels, BLOCK_C)
-    parts = tl.cdiv(length, TOKENS)
+    """TOKENS tokens of a row. X_TOKEN, OUT_TOKEN: numbers from a token to the next, also from row to row."""
+    blocks: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     channel = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = channel < channels
+    parts = tl.cdiv(length, TOKENS)
     row = (tl.program_id(0) // blocks // parts).to(tl.int64)
-    first = (tl.program_id(0) // blocks % parts) * TOKENS
+    token = (tl.program_id(0) // blocks % parts) * TOKENS
+    taps = _taps_and_bias(weight, bias, channel, CHANNELS, WIDTH, BLOCK_C)
+    # The window of the token before the first one.
+    behind: tl.constexpr = REACH + 1
+    ahead: tl.constexpr = WIDTH - behind
+    x_places = x + (row * length + token - behind) * X_TOKEN + channel
+    window = _floats(_tokens(x_places, token - behind, length, channel, WIDTH, X_TOKEN, CHANNELS, BLOCK_C), WIDTH)
+    x_places += WIDTH * X_TOKEN
+    out_places = out + (row * length + token) * OUT_TOKEN + channel
+    near = ()
     if ids is not None:
-        ids += row * ids_row
-    if bias is not None:
-        bias += channel
-    out_places = out + row * out_row + channel
-    for group in range(TOKENS // 4):
-        token = first + group * 4
-        own0, own1 = _id_at(ids, token, length), _id_at(ids, token + 1, length)
-        own2, own3 = _id_at(ids, token + 2, length), _id_at(ids, token + 3, length)
-        u0, u1, u2, u3 = _convolve(
-            x + row * x_row + channel, taps + channel, bias, ids, token, own0, own1, own2, own3, inside, length,
-            channels, x_token, WIDTH, REACH, BLOCK_C,
-        )  # fmt: skip
-        _write(out_places, token, out_token, own0, inside, length, u0, ACTIVATE)
-        _write(out_places, token + 1, out_token, own1, inside, length, u1, ACTIVATE)
-        _write(out_places, token + 2, out_token, own2, inside, length, u2, ACTIVATE)
-        _write(out_places, token + 3, out_token, own3, inside, length, u3, ACTIVATE)
+        ids += row * length
+        near = _ids(ids, token - behind, length, WIDTH)
+    for _ in range(TOKENS // GROUP):
+        arriving = _tokens(x_places, token + ahead, length, channel, GROUP, X_TOKEN, CHANNELS, BLOCK_C)
+        if ids is not None:
+            near = near + _ids(ids, token + ahead, length, GROUP)
+        for i in tl.static_range(GROUP):
+            window = window[1:] + (arriving[i].to(tl.float32),)
+            y = _convolve(_seen(window, near[i + 1 :], ids, WIDTH, REACH), taps, WIDTH)
+            if ACTIVATE:
+                y = y * sigmoid(y)
+            if ids is not None:
+                y = tl.where(near[i + behind] >= 0, y, 0.0)
+            inside = _inside(token + i, length, channel, CHANNELS, BLOCK_C)
+            tl.store(out_places + i * OUT_TOKEN, y.to(out.dtype.element_ty), mask=inside)
+        if ids is not None:
+            near = near[GROUP:]
+        token += GROUP
+        x_places += GROUP * X_TOKEN
+        out_places += GROUP * OUT_TOKEN
 
 
 @triton.jit
-def _write_du(grad_y, token, grad_y_token, own, inside, u, ring, RING: tl.constexpr, BLOCK_C: tl.constexpr):
-    gate = sigmoid(u)
-    du = _at(grad_y, token, grad_y_token, own, inside) * (gate * (1.0 + u * (1.0 - gate)))
-    tl.store(ring + (token & (RING - 1)) * BLOCK_C, du.to(ring.dtype.element_ty))
-
-
-@triton.jit
-def _fill_ring(
-    grad_y, x, taps, bias, ids, ring, token, inside, length, channels, grad_y_token, x_token,
-    WIDTH: tl.constexpr, REACH: tl.constexpr, RING: tl.constexpr, BLOCK_C: tl.constexpr,
+def _step(
+    window, near, partial, total, taps, grad, ids, counts,
+    WIDTH: tl.constexpr, REACH: tl.constexpr, ACTIVATE: tl.constexpr,
 ):  # fmt: skip
-    """du of four tokens, 0 in padding."""
-    own0, own1 = _id_at(ids, token, length), _id_at(ids, token + 1, length)
-    own2, own3 = _id_at(ids, token + 2, length), _id_at(ids, token + 3, length)
-    u0, u1, u2, u3 = _convolve(
-        x, taps, bias, ids, token, own0, own1, own2, own3, inside, length, channels, x_token, WIDTH, REACH, BLOCK_C
-    )
-    _write_du(grad_y, token, grad_y_token, own0, inside, u0, ring, RING, BLOCK_C)
-    _write_du(grad_y, token + 1, grad_y_token, own1, inside, u1, ring, RING, BLOCK_C)
-    _write_du(grad_y, token + 2, grad_y_token, own2, inside, u2, ring, RING, BLOCK_C)
-    _write_du(grad_y, token + 3, grad_y_token, own3, inside, u3, ring, RING, BLOCK_C)
+    """partial and total with what `grad`, the gradient of one token's output, gives.
 
-
-@triton.jit
-def _du_at(
-    grad_y, ring, token, grad_y_token, its_id, inside,
-    ACTIVATE: tl.constexpr, RING: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    window and near: the inputs and ids around the token; partial: the gradients of these inputs; total: those of the
+    taps and, last, of the bias, to which the token adds if it `counts`.
+    """
+    du = grad.to(tl.float32)
+    seen = _seen(window, near, ids, WIDTH, REACH)
     if ACTIVATE:
-        du = tl.load(ring + (token & (RING - 1)) * BLOCK_C, mask=inside & (its_id >= 0), other=0.0).to(tl.float32)
-    else:
-        du = _at(grad_y, token, grad_y_token, its_id, inside)
-    return du
+        u = _convolve(seen, taps, WIDTH)
+        gate = sigmoid(u)
+        du = du * (gate + u * gate * (1.0 - gate))
+    if ids is not None:
+        du = tl.where(near[REACH] >= 0, du, 0.0)
+    counted = du
+    if counts is not None:
+        counted = tl.where(counts, du, 0.0)
+    of_inputs, of_taps = (), ()
+    for tap in tl.static_range(WIDTH):
+        factor = taps[tap]
+        if ids is not None:
+            factor = tl.where(near[tap] == _own_of(near, REACH), factor, 0.0)
+        of_inputs = of_inputs + (partial[tap] + factor * du,)
+        of_taps = of_taps + (total[tap] + counted * seen[tap],)
+    return of_inputs, of_taps + (total[WIDTH] + counted,)
 
 
 @triton.jit
-def _store_grad(grad_x, token, grad_x_token, inside, length, dx):
-    places = grad_x + token.to(tl.int64) * grad_x_token
-    tl.store(places, dx.to(grad_x.dtype.element_ty), mask=inside & (token < length))
+def _steps(
+    window, partial, total, taps, arriving, grads, ids, counts, token, length, channel, out_places,
+    COUNT: tl.constexpr, WIDTH: tl.constexpr, REACH: tl.constexpr, ACTIVATE: tl.constexpr, OUT_TOKEN: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """COUNT steps, of which the first completes the gradient of the input `token`; stored where out_places points to.
+
+    arriving: the last input of each step's window; grads: of the outputs, which are REACH tokens ahead.
+    """
+    near = ()
+    if ids is not None:
+        near = _ids(ids, token, length, COUNT + WIDTH - 1)
+    for i in tl.static_range(COUNT):
+        window = window[1:] + (arriving[i].to(tl.float32),)
+        partial = partial[1:] + (tl.zeros([BLOCK_C], tl.float32),)
+        partial, total = _step(
+            window, near[i:], partial, total, taps, grads[i], ids, counts, WIDTH, REACH, ACTIVATE
+        )  # fmt: skip
+        if out_places is not None:
+            inside = _inside(token + i, length, channel, CHANNELS, BLOCK_C)
+            tl.store(out_places + i * OUT_TOKEN, partial[0].to(out_places.dtype.element_ty), mask=inside)
+    return window, partial, total
+
+
+@triton.jit
+def _walk(
+    window, partial, total, taps, x_places, grad_places, ids, counts, token, length, channel, out_places,
+    STEPS: tl.constexpr, WIDTH: tl.constexpr, REACH: tl.constexpr, ACTIVATE: tl.constexpr, X_TOKEN: tl.constexpr,
+    GRAD_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """STEPS steps, each with loads of its own: little code and few registers, for what happens seldom."""
+    for i in range(STEPS):
+        at = token + i
+        arriving = _tokens(x_places + i * X_TOKEN, at + WIDTH - 1, length, channel, 1, X_TOKEN, CHANNELS, BLOCK_C)
+        grads = _tokens(grad_places + i * GRAD_TOKEN, at + REACH, length, channel, 1, GRAD_TOKEN, CHANNELS, BLOCK_C)
+        places = None
+        if out_places is not None:
+            places = out_places + i * OUT_TOKEN
+        window, partial, total = _steps(
+            window, partial, total, taps, arriving, grads, ids, counts, at, length, channel, places,
+            1, WIDTH, REACH, ACTIVATE, OUT_TOKEN, CHANNELS, BLOCK_C,
+        )  # fmt: skip
+    return window, partial, total
+
+
+@triton.jit
+def _one_sequence(ids, first, length, COUNT: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Whether those of COUNT tokens from `first` on that lie in the row are of one sequence, none of them padding."""
+    token = first + tl.minimum(tl.arange(0, BLOCK_T), COUNT - 1)
+    token = tl.maximum(tl.minimum(token, length - 1), 0)
+    found = tl.load(ids + token, mask=token < length, other=-1).to(tl.int32)
+    largest = tl.max(found, 0)
+    return (largest >= 0) & (largest == tl.min(found, 0))
 
 
 @triton.jit
 def backward_kernel(
-    grad_y, x, taps, bias, ids, rings, grad_x, sums, length, channels,
-    grad_y_row, grad_y_token, x_row, x_token, ids_row, grad_x_row, grad_x_token,
-    WIDTH: tl.constexpr, REACH: tl.constexpr, ACTIVATE: tl.constexpr, TOKENS: tl.constexpr, BLOCK_C: tl.constexpr,
-    LEAD: tl.constexpr, LAG: tl.constexpr, RING: tl.constexpr, SUMS: tl.constexpr,
+    grad_y, x, weight, bias, ids, grad_x, sums_of_taps, sums_of_bias, batch, length,
+    CHANNELS: tl.constexpr, GRAD_Y_TOKEN: tl.constexpr, X_TOKEN: tl.constexpr, GRAD_X_TOKEN: tl.constexpr,
+    WIDTH: tl.constexpr, REACH: tl.constexpr, ACTIVATE: tl.constexpr, LEAD: tl.constexpr, PARTS: tl.constexpr,
+    TOKENS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """TOKENS tokens of a row. The ring starts LEAD tokens before them and runs LAG tokens ahead, multiples of four.
+    """PARTS parts, each TOKENS tokens of a row. LEAD: how many tokens before a part have it in their windows; 0 where a
+    part is a row. BLOCK_T: a power of two, at least GROUP + WIDTH - 1.
 
-    sums: [programs / blocks, SUMS, channels], for each tap and, after them, the bias. rings: [programs, RING, BLOCK_C].
+    sums_of_taps: [programs / blocks, channels, width]; sums_of_bias: [programs / blocks, channels], or None.
     """
-    blocks = tl.cdiv(channels, BLOCK_C)
-    parts = tl.cdiv(length, TOKENS)
-    lane = tl.arange(0, BLOCK_C)
-    channel = (tl.program_id(0) % blocks) * BLOCK_C + lane
-    inside = channel < channels
-    part = (tl.program_id(0) // blocks).to(tl.int64)
-    row = part // parts
-    first = (part % parts).to(tl.int32) * TOKENS
-    if ids is not None:
-        ids += row * ids_row
-    if bias is not None:
-        bias += channel
-    grad_y += row * grad_y_row
-    x += row * x_row
-    taps_here = taps + channel
-    ring = rings
-    if ACTIVATE:
-        ring = rings + tl.program_id(0).to(tl.int64) * (RING * BLOCK_C) + lane
-        for group in range((LEAD + LAG) // 4):
-            token = first - LEAD + group * 4
-            _fill_ring(
-                grad_y + channel, x + channel, taps_here, bias, ids, ring, token, inside, length, channels,
-                grad_y_token, x_token, WIDTH, REACH, RING, BLOCK_C,
-            )  # fmt: skip
-    kind = tl.arange(0, SUMS)[:, None]
-    total = tl.zeros([SUMS, BLOCK_C], tl.float32)
-    for group in range(TOKENS // 4):
-        token = first + group * 4
-        if ACTIVATE:
-            _fill_ring(
-                grad_y + channel, x + channel, taps_here, bias, ids, ring, token + LAG, inside, length, channels,
-                grad_y_token, x_token, WIDTH, REACH, RING, BLOCK_C,
-            )  # fmt: skip
-            tl.debug_barrier()
-        own0, own1 = _id_at(ids, token, length), _id_at(ids, token + 1, length)
-        own2, own3 = _id_at(ids, token + 2, length), _id_at(ids, token + 3, length)
-        x0, x1 = _at(x + channel, token, x_token, own0, inside), _at(x + channel, token + 1, x_token, own1, inside)
-        x2, x3 = _at(x + channel, token + 2, x_token, own2, inside), _at(x + channel, token + 3, x_token, own3, inside)
-        dx0 = tl.zeros([BLOCK_C], tl.float32)
-        dx1, dx2, dx3 = dx0, dx0, dx0
-        # From the last tap on, so that the tokens of du follow each other.
-        before: tl.constexpr = REACH + 1 - WIDTH
-        id0, id1 = _id_at(ids, token + before, length), _id_at(ids, token + (before + 1), length)
-        id2 = _id_at(ids, token + (before + 2), length)
-        d0 = _du_at(grad_y + channel, ring, token + before, grad_y_token, id0, inside, ACTIVATE, RING, BLOCK_C)
-        d1 = _du_at(grad_y + channel, ring, token + (before + 1), grad_y_token, id1, inside, ACTIVATE, RING, BLOCK_C)
-        d2 = _du_at(grad_y + channel, ring, token + (before + 2), grad_y_token, id2, inside, ACTIVATE, RING, BLOCK_C)
-        for step in tl.static_range(WIDTH):
-            last = token + (before + 3 + step)
-            id3 = _id_at(ids, last, length)
-            d3 = _du_at(grad_y + channel, ring, last, grad_y_token, id3, inside, ACTIVATE, RING, BLOCK_C)
-            factor = tl.load(taps_here + (WIDTH - 1 - step) * channels, mask=inside, other=0.0).to(tl.float32)
-            c0, c1 = _of(d0, own0, id0, ids), _of(d1, own1, id1, ids)
-            c2, c3 = _of(d2, own2, id2, ids), _of(d3, own3, id3, ids)
-            dx0 += factor * c0
-            dx1 += factor * c1
-            dx2 += factor * c2
-            dx3 += factor * c3
-            products = x0 * c0 + x1 * c1 + x2 * c2 + x3 * c3
-            total = tl.where(kind == WIDTH - 1 - step, total + products[None, :], total)
-            if step == WIDTH - 1 - REACH:
-                total = tl.where(kind == WIDTH, total + (c0 + c1 + c2 + c3)[None, :], total)
-            d0, d1, d2 = d1, d2, d3
-            id0, id1, id2 = id1, id2, id3
-        places = grad_x + row * grad_x_row + channel
-        _store_grad(places, token, grad_x_token, inside, length, dx0)
-        _store_grad(places, token + 1, grad_x_token, inside, length, dx1)
-        _store_grad(places, token + 2, grad_x_token, inside, length, dx2)
-        _store_grad(places, token + 3, grad_x_token, inside, length, dx3)
-    places = sums + (part * SUMS + kind) * channels + channel[None, :]
-    tl.store(places, total, mask=inside[None, :])
+    blocks: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
+    channel = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    program = (tl.program_id(0) // blocks).to(tl.int64)
+    taps = _taps_and_bias(weight, bias, channel, CHANNELS, WIDTH, BLOCK_C)
+    total = _zeros(WIDTH + 1, BLOCK_C)
+    per_row = tl.cdiv(length, TOKENS)
+    # Steps before the first that completes a gradient of the part, and the inputs that the first step finds loaded.
+    early: tl.constexpr = LEAD + REACH
+    known: tl.constexpr = WIDTH - 1
+    for turn in range(PARTS):
+        part = program * PARTS + turn
+        row = part // per_row
+        first = (part % per_row).to(tl.int32) * TOKENS
+        limit = tl.where(row < batch, length, 0)
+        row_ids = None
+        if ids is not None:
+            row_ids = ids + row * length
+        token = first - early
+        x_places = x + (row * length + token) * X_TOKEN + channel
+        grad_places = grad_y + (row * length + token + REACH) * GRAD_Y_TOKEN + channel
+        before = _tokens(x_places, token, limit, channel, known, X_TOKEN, CHANNELS, BLOCK_C)
+        window = (tl.zeros([BLOCK_C], tl.float32),) + _floats(before, known)
+        x_places += known * X_TOKEN
+        # These count in the part before, if there is one.
+        window, partial, total = _walk(
+            window, _zeros(WIDTH, BLOCK_C), total, taps, x_places, grad_places, row_ids, first == 0, token, limit,
+            channel, None, early, WIDTH, REACH, ACTIVATE, X_TOKEN, GRAD_Y_TOKEN, GRAD_X_TOKEN, CHANNELS, BLOCK_C,
+        )  # fmt: skip
+        token = first
+        x_places += early * X_TOKEN
+        grad_places += early * GRAD_Y_TOKEN
+        out_places = grad_x + (row * length + first) * GRAD_X_TOKEN + channel
+        for _ in range(TOKENS // GROUP):
+            arriving = _tokens(x_places, token + known, limit, channel, GROUP, X_TOKEN, CHANNELS, BLOCK_C)
+            grads = _tokens(grad_places, token + REACH, limit, channel, GROUP, GRAD_Y_TOKEN, CHANNELS, BLOCK_C)
+            if ids is None:
+                window, partial, total = _steps(
+                    window, partial, total, taps, arriving, grads, None, None, token, limit, channel, out_places,
+                    GROUP, WIDTH, REACH, ACTIVATE, GRAD_X_TOKEN, CHANNELS, BLOCK_C,
+                )  # fmt: skip
+            else:
+                if _one_sequence(row_ids, token, limit, GROUP + known, BLOCK_T):
+                    window, partial, total = _steps(
+                        window, partial, total, taps, arriving, grads, None, None, token, limit, channel, out_places,
+                        GROUP, WIDTH, REACH, ACTIVATE, GRAD_X_TOKEN, CHANNELS, BLOCK_C,
+                    )  # fmt: skip
+                else:
+                    window, partial, total = _walk(
+                        window, partial, total, taps, x_places, grad_places, row_ids, None, token, limit, channel,
+                        out_places, GROUP, WIDTH, REACH, ACTIVATE, X_TOKEN, GRAD_Y_TOKEN, GRAD_X_TOKEN, CHANNELS,
+                        BLOCK_C,
+                    )  # fmt: skip
+            token += GROUP
+            x_places += GROUP * X_TOKEN
+            grad_places += GROUP * GRAD_Y_TOKEN
+            out_places += GROUP * GRAD_X_TOKEN
+    inside = channel < CHANNELS
+    for tap in tl.static_range(WIDTH):
+        tl.store(sums_of_taps + (program * CHANNELS + channel) * WIDTH + tap, total[tap], mask=inside)
+    if sums_of_bias is not None:
+        tl.store(sums_of_bias + program * CHANNELS + channel, total[WIDTH], mask=inside)
