@@ -1,11 +1,13 @@
 """Hydra's core as one Triton op against its parts in float64, each by its definition."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 from anymixer_kernels import force_backend
 from anymixer_kernels.quasiseparable import triton_form as mixing
+from anymixer_kernels.quasiseparable import triton_gradients, triton_mix
 from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, packed_ids, poisoned, relative_error  # noqa: F401
 
 from anymixer.mixers.hydra import Hydra
@@ -67,11 +69,13 @@ def test_output_and_gradients(length, packed, options, dtype, poisoned):  # noqa
 
 
 def test_long_rows_of_many_chunks(monkeypatch):
-    monkeypatch.setattr(mixing, "CHUNK", 16)
+    monkeypatch.setattr(mixing, "CHUNK", 32)
+    for module in (triton_gradients, triton_mix):
+        monkeypatch.setattr(module, "TILING", dataclasses.replace(module.TILING, rows=16))
     block = make_block()
-    projected = torch.randn(2, 100, block.in_proj.out_features, device=DEVICE)
-    cotangent = torch.randn(2, 100, block.d_inner, device=DEVICE)
-    for ids in (None, packed_ids(100).to(DEVICE)):
+    projected = torch.randn(2, 70, block.in_proj.out_features, device=DEVICE)
+    cotangent = torch.randn(2, 70, block.d_inner, device=DEVICE)
+    for ids in (None, packed_ids(70).to(DEVICE)):
         weight = cotangent if ids is None else cotangent * (ids >= 0)[..., None]
         expected = run(make_block().double().to(DEVICE), "reference", projected.double(), weight.double(), ids)
         actual = run(block.to(DEVICE), "triton", projected, weight, ids)

@@ -1,5 +1,6 @@
 """The Triton form of quasiseparable mixing against the definition in float64."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -70,6 +71,29 @@ def check(results, dtype):
 def test_output_and_gradients(length, ngroups, packed, dtype, poisoned):  # noqa: F811
     ids = packed_ids(length) if packed else None
     check(both_ways(make_inputs(length, ngroups=ngroups, **SIZES), dtype, ids), dtype)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Chunks of 32 tokens are two blocks of 16."""
+    from anymixer_kernels.quasiseparable import triton_gradients, triton_mix
+
+    for module in (triton_gradients, triton_mix):
+        monkeypatch.setattr(module, "TILING", dataclasses.replace(module.TILING, rows=16))
+
+
+@pytest.mark.parametrize(("ngroups", "packed"), [(1, False), (2, True)])
+def test_chunks_of_two_blocks(ngroups, packed, small_blocks, poisoned):  # noqa: F811
+    ids = packed_ids(31) if packed else None
+    check(both_ways(make_inputs(31, ngroups=ngroups, **SIZES), torch.float32, ids), torch.float32)
+
+
+@pytest.mark.parametrize("step", [-12.0, 6.0])
+def test_tiny_and_large_steps_between_blocks(step, small_blocks):
+    """No pair of two blocks weighs more than its step, however large the decay on the way."""
+    results = both_ways(make_inputs(32, step=step, **SIZES), torch.float32)
+    assert relative_error(*results.pop("A")) < 1e-3
+    check(results, torch.float32)
 
 
 @pytest.mark.parametrize("step", [-12.0, 6.0])

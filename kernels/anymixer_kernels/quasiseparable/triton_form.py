@@ -13,8 +13,9 @@ from anymixer_kernels.quasiseparable.limits import CHUNK
 from anymixer_kernels.quasiseparable.reference import QuasiseparableInputs
 from anymixer_kernels.quasiseparable.triton_gradients import Gradients, launch_gradients
 from anymixer_kernels.quasiseparable.triton_log_weights import LogWeights, Steps, log_weights, log_weights_backward
-from anymixer_kernels.quasiseparable.triton_mix import Side, launch_mix
-from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states, launch_cross
+from anymixer_kernels.quasiseparable.triton_mix import launch_mix
+from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states
+from anymixer_kernels.quasiseparable.triton_tiles import Side
 from anymixer_kernels.triton_common import block_of
 
 
@@ -57,11 +58,20 @@ def mix(operands: Operands, out: Tensor) -> Tensor | None:
     sources, readers, states = operands.sources(weights), operands.readers(weights, None), None
     if weights.nchunks > 1:
         gained = gather_states(sources, weights, ids, readers=False)
-        states = carry_states(gained, weights, ids, operands.x.shape[1], backwards=False)
-        launch_cross(readers, weights, ids, states, readers=True, out=out)
-    add = states is not None
-    launch_mix(readers, sources, weights, ids, out, readers=True, add=add, diagonal=operands.diagonal)
+        states, _ = carry_states(gained, weights, ids, operands.x.shape[1])
+    launch_mix(readers, sources, weights, ids, out, readers=True, diagonal=operands.diagonal, states=states)
     return states
+
+
+@dataclass(frozen=True)
+class ThroughMatrix:
+    """What the gradients through M's entries leave for the rest of a backward pass. logs: of row and col, by what stays
+    in a chunk. crossing: the same by what crosses chunks, and the gradient of total by what passes through; asked: what
+    is asked of the states that leave each chunk; both None where a row is one chunk."""
+
+    logs: tuple[Tensor, Tensor]
+    crossing: tuple[Tensor, Tensor, Tensor] | None
+    asked: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -81,43 +91,38 @@ class MixBackward:
         """The pass, its log weights computed."""
         return cls(operands, states, grad_y, log_weights(operands.steps, _chunk(operands.x)))
 
-    def through_matrix(self, grads: "OperandGrads") -> tuple[Tensor, Tensor]:
-        """Write what `grads` names of one chunk's product, less x's; return the gradients of row and col."""
-        grad_row, grad_col = torch.empty_like(self.weights.row), torch.empty_like(self.weights.col)
+    def through_matrix(self, grads: "OperandGrads") -> ThroughMatrix:
+        """Write what `grads` names, less x's and the steps'."""
+        weights, ids, crossing, asked = self.weights, self.operands.steps.sequence_id, None, None
         sources, readers = self._sides()
-        ids = self.operands.steps.sequence_id
+        logs = torch.empty_like(weights.row), torch.empty_like(weights.col)
+        cross_row = cross_col = None
+        if self.states is not None:
+            asked = gather_states(readers, weights, ids, readers=True)
+            asked, kept = carry_states(asked, weights, ids, self.operands.x.shape[1], self.states)
+            cross_row, cross_col = torch.empty_like(weights.row), torch.empty_like(weights.col)
+            crossing = cross_row, cross_col, kept
         launch_gradients(
-            readers, sources, self.weights, ids, Gradients(*grads.C, grad_row), readers=True,
-            grad_diagonal=grads.diagonal,
+            readers, sources, weights, ids, Gradients(*grads.C, logs[0], cross_row), readers=True,
+            grad_diagonal=grads.diagonal, states=self.states,
         )  # fmt: skip
-        launch_gradients(sources, readers, self.weights, ids, Gradients(*grads.B, grad_col), readers=False)
-        return grad_row, grad_col
+        launch_gradients(
+            sources, readers, weights, ids, Gradients(*grads.B, logs[1], cross_col), readers=False, states=asked
+        )
+        return ThroughMatrix(logs, crossing, asked)
 
     def of_x(
-        self,
-        grads: "OperandGrads",
-        grad_logs: tuple[Tensor, Tensor],
-        extra: tuple[Tensor, Tensor] | None = None,
+        self, grads: "OperandGrads", through: ThroughMatrix, extra: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Write the gradients of x, with the product of `extra` added, and of the steps, and add what crosses chunks to
-        B's and C's. Returns the gradients of A and of the steps' bias: float32 [nheads]."""
-        (grad_row, grad_col), weights, grad_total = grad_logs, self.weights, None
+        """Write the gradients of x, with the product of `extra` added, and of the steps. Returns the gradients of A and
+        of the steps' bias: float32 [nheads]."""
         sources, readers = self._sides()
-        steps, length = self.operands.steps, self.operands.x.shape[1]
-        ids = steps.sequence_id
-        if self.states is not None:
-            launch_cross(readers, weights, ids, self.states, readers=True, grads=Gradients(*grads.C, grad_row))
-            asked = gather_states(readers, weights, ids, readers=True)
-            asked = carry_states(asked, weights, ids, length, backwards=True)
-            grad_total = launch_cross(
-                sources, weights, ids, asked, readers=False, out=grads.x, grads=Gradients(*grads.B, grad_col),
-                entered=self.states,
-            )  # fmt: skip
+        steps = self.operands.steps
         launch_mix(
-            sources, readers, weights, ids, grads.x, readers=False, add=self.states is not None,
-            diagonal=self.operands.diagonal, extra=extra,
+            sources, readers, self.weights, steps.sequence_id, grads.x, readers=False,
+            diagonal=self.operands.diagonal, extra=extra, states=through.asked,
         )  # fmt: skip
-        return log_weights_backward(steps, weights, grad_row, grad_col, grad_total, grads.steps)
+        return log_weights_backward(steps, self.weights, through.logs, through.crossing, grads.steps)
 
     def _sides(self) -> tuple[Side, Side]:
         return self.operands.sources(self.weights), self.operands.readers(self.weights, self.grad_y)

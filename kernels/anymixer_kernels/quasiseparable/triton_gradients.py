@@ -2,8 +2,8 @@
 
 As in `triton_mix`, the kernel sees one side: readers for {dC, drow, the diagonal's}, sources for {dB, dcol}. A program
 holds dM of a block of its own tokens, one head after another, so that the gradient of C . B is summed over the heads of
-a group on chip, and nothing is summed across programs. One program for both sides, with all of a chunk's dM, spills
-registers and takes longer than the two.
+a group on chip, and nothing is summed across programs. Two programs of 4 warps share a multiprocessor: one computes
+while the other waits.
 """
 
 from dataclasses import dataclass
@@ -13,88 +13,141 @@ import triton.language as tl
 from torch import Tensor
 
 from anymixer_kernels.quasiseparable.triton_log_weights import LogWeights
-from anymixer_kernels.quasiseparable.triton_mix import (
+from anymixer_kernels.quasiseparable.triton_tiles import (
     LOG2_E,
     Side,
+    Tiling,
+    crossing,
+    crossing_weights,
+    far_factors,
+    ids_of,
+    is_far_from_left,
     is_from_left,
+    load_far_projection,
+    load_projection,
     load_rows,
-    pair_weights,
-    pairs,
+    load_state,
+    near_pairs,
+    near_weights,
+    of_one_sequence,
+    place_of_program,
     similarities,
 )
 from anymixer_kernels.triton_common import block_of, dot_options
 
-# Own tokens of a program, its warps and stages; measured on an H100 at chunks of 128, headdim and d_state 64.
-ROWS, WARPS, STAGES = 64, 8, 3
+# Chosen offline, by registers and instructions; `benchmarks/hydra_kernels.py --tune` tries others.
+TILING = Tiling(rows=64, warps=4, stages=3)
 
 
 @triton.jit
 def _gradients_kernel(
-    own, other, own_f, own_b, other_f, other_b, own_log, other_log, ids,
-    grad_own_f, grad_own_b, grad_own_log, grad_diagonal,
-    length, nheads, nchunks, headdim, d_state, direction_size,
-    own_batch, own_token, own_head, other_batch, other_token, other_head,
-    proj_batch, proj_token, proj_group, grad_batch, grad_token, grad_group,
+    own, other, own_f, own_b, other_f, other_b, own_log, other_log, ids, states, total,
+    grad_own_f, grad_own_b, grad_own_log, grad_crossing, grad_diagonal,
+    length, nheads, nchunks, total_size, state_size, own_batch, other_batch, proj_batch, grad_batch,
+    headdim: tl.constexpr, d_state: tl.constexpr, own_token: tl.constexpr, own_head: tl.constexpr,
+    other_token: tl.constexpr, other_head: tl.constexpr, proj_token: tl.constexpr, proj_group: tl.constexpr,
+    grad_token: tl.constexpr, grad_group: tl.constexpr,
     HEADS: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-    READERS: tl.constexpr, HAS_DIAGONAL: tl.constexpr, HAS_IDS: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
+    READERS: tl.constexpr, HAS_DIAGONAL: tl.constexpr, HAS_IDS: tl.constexpr, CROSS: tl.constexpr,
+    WHOLE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    batch, chunk = program // nchunks, program % nchunks
-    block, group = tl.program_id(1), tl.program_id(2)
-    begin = chunk * CHUNK
-    row = block * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, CHUNK)
-    token = begin + row
-    token_ok = token < length
+    FAR: tl.constexpr = CHUNK > ROWS
+    batch, begin, block = place_of_program(nchunks, CHUNK, ROWS)
+    group = tl.program_id(1)
+    inside = tl.arange(0, ROWS)
+    row = block * ROWS + inside
+    far = (1 - block) * ROWS + inside
     n = tl.arange(0, N)
     p = tl.arange(0, P)
-    n_ok = n < d_state
-    p_ok = p < headdim
-    row_ids = ids
-    own_id = row
-    real = token_ok
-    if HAS_IDS:
-        row_ids = ids + batch * length
-        own_id = tl.load(row_ids + token, mask=token_ok, other=-1)
-        real = own_id >= 0
-    own_reach: tl.constexpr = 1 if READERS else 0
-    other_reach: tl.constexpr = 0 if READERS else 1
-    base = batch * proj_batch + group * proj_group
-    own_left = load_rows(own_f + base, token - own_reach, proj_token, n, n_ok, length).to(DOT)
-    own_right = load_rows(own_b + base, token + own_reach, proj_token, n, n_ok, length).to(DOT)
-    similar = similarities(
-        own_left, own_right, other_f + base, other_b + base, row, column, own_id, row_ids, begin, length, proj_token,
-        n, n_ok, READERS, HAS_IDS, DOT, PRECISION,
+    own_id = ids_of(ids, batch, begin + row, length, -1, HAS_IDS)
+    reach: tl.constexpr = 1 if READERS else 0
+    other_reach: tl.constexpr = 1 - reach
+    base = batch * proj_batch + begin * proj_token + group * proj_group
+    far_from_left = is_far_from_left(block, READERS)
+    own_left, own_right, similar, far_similar = similarities(
+        own_f + base, own_b + base, other_f + base, other_b + base, ids, batch, begin, length, row, far, inside, n,
+        d_state, proj_token, far_from_left, READERS, FAR, HAS_IDS, DOT, PRECISION,
     )  # fmt: skip
-    grad_similar = tl.zeros([ROWS, CHUNK], tl.float32)
+    grad_similar = tl.zeros([ROWS, ROWS], tl.float32)
+    if FAR:
+        grad_far = tl.zeros([ROWS, ROWS], tl.float32)
+
+    own_at = own + batch * own_batch + begin * own_token
+    other_at = other + batch * other_batch + begin * other_token
+    first_log = ((batch * nchunks + begin // CHUNK) * nheads + group * HEADS) * (2 * CHUNK)
     for i in range(HEADS):
         head = group * HEADS + i
-        logs = (batch * nheads + head) * (nchunks * CHUNK) + begin
+        logs = first_log + i * (2 * CHUNK)
         own_log_f = tl.load(own_log + logs + row) * LOG2_E
-        own_log_b = tl.load(own_log + direction_size + logs + row) * LOG2_E
-        weight = pair_weights(own_log_f, own_log_b, other_log + logs, direction_size, row, column, READERS)
-        values_at = other + batch * other_batch + head * other_head
-        values = load_rows(values_at, begin + column, other_token, p, p_ok, length).to(DOT)
-        mine = load_rows(own + batch * own_batch + head * own_head, token, own_token, p, p_ok, length)
-        weighted = tl.dot(mine.to(DOT), tl.trans(values), input_precision=PRECISION) * weight
+        own_log_b = tl.load(own_log + CHUNK + logs + row) * LOG2_E
+        mine = load_rows(own_at + head * own_head, row, own_token, p, headdim, begin, length, WHOLE).to(DOT)
+        values_at = other_at + head * other_head
+        if FAR:
+            values = load_rows(values_at, far, other_token, p, headdim, begin, length, WHOLE).to(DOT)
+            own_factor, other_factor = far_factors(
+                own_log_f, own_log_b, own_log + logs, other_log + logs, far, far_from_left, CHUNK, ROWS, READERS
+            )
+            weighted = tl.dot(mine, tl.trans(values), input_precision=PRECISION) * other_factor[None, :]
+            grad_far += weighted * own_factor[:, None]
+            of_far = tl.sum(weighted * far_similar, axis=1) * own_factor
+        values = load_rows(values_at, row, other_token, p, headdim, begin, length, WHOLE).to(DOT)
+        product = tl.dot(mine, tl.trans(values), input_precision=PRECISION)
+        weight = near_weights(own_log_f, own_log_b, other_log + logs, row, inside, CHUNK, READERS)
+        weighted = product * weight
         grad_similar += weighted
-        of_log = weighted * similar
-        from_left = is_from_left(row, column, READERS)
-        tl.store(grad_own_log + logs + row, tl.sum(tl.where(from_left, of_log, 0.0), axis=1))
-        tl.store(grad_own_log + direction_size + logs + row, tl.sum(tl.where(from_left, 0.0, of_log), axis=1))
+        from_left = is_from_left(inside, READERS)
+        of_left = tl.sum(tl.where(from_left, weighted, 0.0) * similar, axis=1)
+        of_right = tl.sum(tl.where(from_left, 0.0, weighted) * similar, axis=1)
+        if FAR:
+            of_left += tl.where(far_from_left, of_far, 0.0)
+            of_right += tl.where(far_from_left, 0.0, of_far)
+        tl.store(grad_own_log + logs + row, of_left)
+        tl.store(grad_own_log + CHUNK + logs + row, of_right)
         if HAS_DIAGONAL:
-            beside = load_rows(values_at, token, other_token, p, p_ok, length).to(tl.float32)
-            on_diagonal = tl.where(real, tl.sum(beside * mine.to(tl.float32), axis=1), 0.0)
-            tl.store(grad_diagonal + (batch * length + token) * nheads + head, on_diagonal, mask=token_ok)
+            on_diagonal = tl.sum(tl.where(inside[:, None] == inside[None, :], product, 0.0), axis=1)
+            on_diagonal = tl.where(own_id >= 0, on_diagonal, 0.0)
+            at = (batch * length + begin + row) * nheads + head
+            tl.store(grad_diagonal + at, on_diagonal, mask=begin + row < length)
 
-    grad_similar = tl.where(pairs(row, column, own_id, row_ids, begin, length, HAS_IDS), grad_similar, 0.0)
-    from_left = is_from_left(row, column, READERS)
+    grad_similar = tl.where(near_pairs(own_id, inside, HAS_IDS), grad_similar, 0.0)
+    from_left = is_from_left(inside, READERS)
     # Read again rather than held through the loop.
-    other_left = load_rows(other_f + base, begin + column - other_reach, proj_token, n, n_ok, length).to(DOT)
-    grad_left = tl.dot(tl.where(from_left, grad_similar, 0.0).to(DOT), other_left, input_precision=PRECISION)
-    other_right = load_rows(other_b + base, begin + column + other_reach, proj_token, n, n_ok, length).to(DOT)
-    grad_right = tl.dot(tl.where(from_left, 0.0, grad_similar).to(DOT), other_right, input_precision=PRECISION)
+    left = load_projection(other_f + base, row, proj_token, n, d_state, begin, length, -other_reach, DOT)
+    right = load_projection(other_b + base, row, proj_token, n, d_state, begin, length, other_reach, DOT)
+    grad_left = tl.dot(tl.where(from_left, grad_similar, 0.0).to(DOT), left, input_precision=PRECISION)
+    grad_right = tl.dot(tl.where(from_left, 0.0, grad_similar).to(DOT), right, input_precision=PRECISION)
+    if FAR:
+        if HAS_IDS:
+            far_id = ids_of(ids, batch, begin + far, length, -2, HAS_IDS)
+            grad_far = tl.where(of_one_sequence(own_id, far_id), grad_far, 0.0)
+        others = load_far_projection(
+            other_f + base, other_b + base, far, far_from_left, proj_token, n, d_state, begin, length, READERS, DOT
+        )
+        of_far = tl.dot(grad_far.to(DOT), others, input_precision=PRECISION)
+        grad_left += tl.where(far_from_left, of_far, 0.0)
+        grad_right += tl.where(far_from_left, 0.0, of_far)
+    if CROSS:
+        crosses_left, crosses_right = crossing(ids, batch, own_id, begin, length, CHUNK, READERS, HAS_IDS)
+        own_left = load_projection(own_f + base, row, proj_token, n, d_state, begin, length, -reach, DOT).to(tl.float32)
+        own_right = load_projection(own_b + base, row, proj_token, n, d_state, begin, length, reach, DOT).to(tl.float32)
+        for i in range(HEADS):
+            head = group * HEADS + i
+            logs = first_log + i * (2 * CHUNK)
+            total_at = total + (batch * nheads + head) * nchunks + begin // CHUNK
+            cross_f, cross_b = crossing_weights(
+                own_log + logs, total_at, crosses_left, crosses_right, row, total_size, CHUNK, READERS
+            )
+            mine = load_rows(own_at + head * own_head, row, own_token, p, headdim, begin, length, WHOLE).to(DOT)
+            state_at = states + (first_log // (2 * CHUNK) + i) * (headdim * d_state)
+            state = load_state(state_at, p, n, headdim, d_state, DOT)
+            met = tl.dot(mine, state, input_precision=PRECISION)
+            grad_left += met * cross_f[:, None]
+            tl.store(grad_crossing + logs + row, tl.sum(met * own_left, axis=1) * cross_f)
+            state = load_state(state_at + state_size, p, n, headdim, d_state, DOT)
+            met = tl.dot(mine, state, input_precision=PRECISION)
+            grad_right += met * cross_b[:, None]
+            tl.store(grad_crossing + CHUNK + logs + row, tl.sum(met * own_right, axis=1) * cross_b)
+    token = begin + row
     left_at = token
     right_at = token
     if READERS:
@@ -103,19 +156,20 @@ def _gradients_kernel(
         left_at = tl.where(token == 0, length - 1, token - 1)
         right_at = tl.where(token == length - 1, 0, token + 1)
     base = batch * grad_batch + group * grad_group
-    stored = token_ok[:, None] & n_ok[None, :]
+    stored = (token < length)[:, None] & (n < d_state)[None, :]
     tl.store(grad_own_f + base + left_at[:, None] * grad_token + n[None, :], grad_left, mask=stored)
     tl.store(grad_own_b + base + right_at[:, None] * grad_token + n[None, :], grad_right, mask=stored)
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Where a side's gradients go: left, right like the projections (with the same strides as each other), log like row
-    and col."""
+    """Where a side's gradients go: left, right like the projections (with the same strides as each other); log like row
+    and col, by what stays in a chunk; crossing likewise, by what crosses chunks, None where a row is one chunk."""
 
     left: Tensor
     right: Tensor
     log: Tensor
+    crossing: Tensor | None
 
 
 def launch_gradients(
@@ -127,19 +181,22 @@ def launch_gradients(
     *,
     readers: bool,
     grad_diagonal: Tensor | None = None,
+    states: Tensor | None = None,
 ) -> None:
     """Write the gradients of the own side; the readers' values are dY. grad_diagonal: float32 [batch, length, nheads],
-    of the readers alone."""
+    of the readers alone. states: what the own tokens meet of other chunks, contiguous."""
     assert own.values is not None and other.values is not None
     batch, length, nheads, headdim = own.values.shape
     ngroups, d_state = own.left.shape[2:]
-    rows = min(ROWS, weights.chunk)
-    _gradients_kernel[(batch * weights.nchunks, weights.chunk // rows, ngroups)](
+    rows = TILING.rows_of(weights.chunk)
+    _gradients_kernel[(batch * weights.nchunks * (weights.chunk // rows), ngroups)](
         own.values, other.values, own.left, own.right, other.left, other.right, own.log, other.log, sequence_id,
-        grads.left, grads.right, grads.log, grad_diagonal,
-        length, nheads, weights.nchunks, headdim, d_state, own.log[0].numel(),
-        *own.values.stride()[:3], *other.values.stride()[:3], *own.left.stride()[:3], *grads.left.stride()[:3],
+        states, weights.total, grads.left, grads.right, grads.log, grads.crossing, grad_diagonal,
+        length, nheads, weights.nchunks, weights.total[0].numel(), 0 if states is None else states[0].numel(),
+        *(t.stride(0) for t in (own.values, other.values, own.left, grads.left)),
+        headdim, d_state, *(t.stride(i) for t in (own.values, other.values, own.left, grads.left) for i in (1, 2)),
         HEADS=nheads // ngroups, CHUNK=weights.chunk, ROWS=rows, P=block_of(headdim), N=block_of(d_state),
         READERS=readers, HAS_DIAGONAL=grad_diagonal is not None, HAS_IDS=sequence_id is not None,
-        **dot_options(own.values.dtype), num_warps=WARPS, num_stages=STAGES,
+        CROSS=states is not None, WHOLE=length % weights.chunk == 0, **dot_options(own.values.dtype),
+        **TILING.options(3 * rows * headdim * own.values.itemsize),
     )  # fmt: skip

@@ -21,8 +21,8 @@ HEADS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class LogWeights:
-    """row, col: float32 [2, batch, nheads, nchunks * chunk]; total: float32 [2, batch, nheads, nchunks]. Direction 0
-    reads from the left."""
+    """row, col: float32 [batch, nchunks, nheads, 2, chunk]: what a chunk's program reads stands in one piece. total:
+    float32 [2, batch, nheads, nchunks]. Direction 0 reads from the left."""
 
     row: Tensor
     col: Tensor
@@ -69,7 +69,7 @@ def _step_size(raw, bias, SOFTPLUS: tl.constexpr):
 @triton.jit
 def _log_weights_kernel(
     dt_f, dt_b, A, bias, ids, row, col, total,
-    length, nheads, nchunks, dt_batch, dt_token, direction_size, total_size,
+    length, nheads, nchunks, dt_batch, dt_token, total_size,
     CHUNK: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_IDS: tl.constexpr,
     LEAST: tl.constexpr,
 ):  # fmt: skip
@@ -88,7 +88,7 @@ def _log_weights_kernel(
     if SOFTPLUS:
         shift = tl.load(bias + head, mask=head_ok, other=0.0)[None, :]
     place = batch * dt_batch + token[:, None] * dt_token + head[None, :]
-    target = (batch * nheads + head[None, :]) * (nchunks * CHUNK) + chunk * CHUNK
+    target = (program * nheads + head[None, :]) * (2 * CHUNK)
     chunk_target = (batch * nheads + head) * nchunks + chunk
     stored = head_ok[None, :] & (inside[:, None] >= 0)
 
@@ -107,7 +107,7 @@ def _log_weights_kernel(
     a = tl.where(ok, decay * step, 0.0)
     running = tl.cumsum(a, axis=0, reverse=True)
     first = inside[:, None] == 0
-    target += direction_size
+    target += CHUNK
     tl.store(row + target + tl.where(first, CHUNK - 1, inside[:, None] - 1), tl.where(first, 0.0, running), mask=stored)
     tl.store(col + target + inside[:, None], log_step - running, mask=stored)
     tl.store(total + total_size + chunk_target, tl.sum(a, axis=0), mask=head_ok)
@@ -115,11 +115,11 @@ def _log_weights_kernel(
 
 @triton.jit
 def _log_weights_backward_kernel(
-    dt_f, dt_b, A, bias, ids, grad_row, grad_col, grad_total,
+    dt_f, dt_b, A, bias, ids, grad_row, grad_col, cross_row, cross_col, kept,
     grad_dt_f, grad_dt_b, grad_A, grad_bias,
-    length, nheads, nchunks, dt_batch, dt_token, grad_dt_batch, grad_dt_token, direction_size, total_size,
+    length, nheads, nchunks, dt_batch, dt_token, grad_dt_batch, grad_dt_token, total_size,
     CHUNK: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_IDS: tl.constexpr,
-    HAS_TOTAL: tl.constexpr, LEAST: tl.constexpr,
+    CROSS: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     batch, chunk = program // nchunks, program % nchunks
@@ -139,15 +139,20 @@ def _log_weights_backward_kernel(
         shift = tl.load(bias + head, mask=head_ok, other=0.0)[None, :]
     place = batch * dt_batch + token[:, None] * dt_token + head[None, :]
     grad_place = batch * grad_dt_batch + token[:, None] * grad_dt_token + head[None, :]
-    source = (batch * nheads + head[None, :]) * (nchunks * CHUNK) + chunk * CHUNK + inside[:, None]
+    source = (program * nheads + head[None, :]) * (2 * CHUNK) + inside[:, None]
     chunk_source = (batch * nheads + head) * nchunks + chunk
 
     by_row = tl.load(grad_row + source, mask=ok, other=0.0)
     by_col = tl.load(grad_col + source, mask=ok, other=0.0)
+    of_total = tl.zeros([HEADS], tl.float32)
+    if CROSS:
+        of_total += tl.load(kept + chunk_source, mask=head_ok, other=0.0)
+        by_row += tl.load(cross_row + source, mask=ok, other=0.0)
+        leaving = tl.load(cross_col + source, mask=ok, other=0.0)
+        of_total += tl.sum(leaving, axis=0)
+        by_col += leaving
     argument, step = _step_size(tl.load(dt_f + place, mask=ok, other=0.0), shift, SOFTPLUS)
-    da = tl.cumsum(by_row - by_col, axis=0, reverse=True) - by_row
-    if HAS_TOTAL:
-        da += tl.load(grad_total + chunk_source, mask=head_ok, other=0.0)[None, :]
+    da = tl.cumsum(by_row - by_col, axis=0, reverse=True) - by_row + of_total[None, :]
     step = tl.where(ok, step, 0.0)
     da = tl.where(ok, da, 0.0)
     of_A = tl.sum(da * step, axis=0)
@@ -157,12 +162,17 @@ def _log_weights_backward_kernel(
     of_bias = tl.sum(grad, axis=0)
     tl.store(grad_dt_f + grad_place, grad, mask=stored)
 
-    by_row = tl.load(grad_row + direction_size + source, mask=ok, other=0.0)
-    by_col = tl.load(grad_col + direction_size + source, mask=ok, other=0.0)
+    by_row = tl.load(grad_row + CHUNK + source, mask=ok, other=0.0)
+    by_col = tl.load(grad_col + CHUNK + source, mask=ok, other=0.0)
+    of_total = tl.zeros([HEADS], tl.float32)
+    if CROSS:
+        of_total += tl.load(kept + total_size + chunk_source, mask=head_ok, other=0.0)
+        by_row += tl.load(cross_row + CHUNK + source, mask=ok, other=0.0)
+        leaving = tl.load(cross_col + CHUNK + source, mask=ok, other=0.0)
+        of_total += tl.sum(leaving, axis=0)
+        by_col += leaving
     argument, step = _step_size(tl.load(dt_b + place, mask=ok, other=0.0), shift, SOFTPLUS)
-    da = tl.cumsum(by_row - by_col, axis=0) - by_row
-    if HAS_TOTAL:
-        da += tl.load(grad_total + total_size + chunk_source, mask=head_ok, other=0.0)[None, :]
+    da = tl.cumsum(by_row - by_col, axis=0) - by_row + of_total[None, :]
     step = tl.where(ok, step, 0.0)
     da = tl.where(ok, da, 0.0)
     of_A += tl.sum(da * step, axis=0)
@@ -180,11 +190,11 @@ def log_weights(steps: Steps, chunk: int) -> LogWeights:
     """The logarithms for chunks of `chunk` tokens."""
     batch, length, nheads = steps.forward.shape
     nchunks = triton.cdiv(length, chunk)
-    row, col = steps.A.new_empty(2, 2, batch, nheads, nchunks * chunk)
+    row, col = steps.A.new_empty(2, batch, nchunks, nheads, 2, chunk)
     total = steps.A.new_empty(2, batch, nheads, nchunks)
     _log_weights_kernel[(batch * nchunks, triton.cdiv(nheads, HEADS_AT_ONCE))](
         steps.forward, steps.backward, steps.A, steps.bias, steps.sequence_id, row, col, total,
-        length, nheads, nchunks, *steps.forward.stride()[:2], row[0].numel(), total[0].numel(),
+        length, nheads, nchunks, *steps.forward.stride()[:2], total[0].numel(),
         CHUNK=chunk, HEADS=HEADS_AT_ONCE, SOFTPLUS=steps.bias is not None, HAS_IDS=steps.sequence_id is not None,
         LEAST=LEAST_STEP, num_warps=4,
     )  # fmt: skip
@@ -194,22 +204,24 @@ def log_weights(steps: Steps, chunk: int) -> LogWeights:
 def log_weights_backward(
     steps: Steps,
     weights: LogWeights,
-    grad_row: Tensor,
-    grad_col: Tensor,
-    grad_total: Tensor | None,
+    grad_logs: tuple[Tensor, Tensor],
+    crossing: tuple[Tensor, Tensor, Tensor] | None,
     grad_steps: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Write the gradients of `steps.forward` and `steps.backward` into `grad_steps` (the same strides as each other,
-    the last 1); return those of A and of the bias: float32 [nheads]."""
+    the last 1); return those of A and of the bias: float32 [nheads].
+
+    grad_logs: of row and col, by what stays in a chunk. crossing: the same by what crosses chunks, and the gradient of
+    total by what passes through a chunk.
+    """
     batch, length, nheads = steps.forward.shape
     nchunks = weights.nchunks
     grad_A, grad_bias = steps.A.new_empty(2, batch * nchunks, nheads)
     _log_weights_backward_kernel[(batch * nchunks, triton.cdiv(nheads, HEADS_AT_ONCE))](
-        steps.forward, steps.backward, steps.A, steps.bias, steps.sequence_id, grad_row, grad_col, grad_total,
-        *grad_steps, grad_A, grad_bias,
-        length, nheads, nchunks, *steps.forward.stride()[:2], *grad_steps[0].stride()[:2],
-        grad_row[0].numel(), weights.total[0].numel(),
+        steps.forward, steps.backward, steps.A, steps.bias, steps.sequence_id, *grad_logs,
+        *(crossing or (None, None, None)), *grad_steps, grad_A, grad_bias,
+        length, nheads, nchunks, *steps.forward.stride()[:2], *grad_steps[0].stride()[:2], weights.total[0].numel(),
         CHUNK=weights.chunk, HEADS=HEADS_AT_ONCE, SOFTPLUS=steps.bias is not None,
-        HAS_IDS=steps.sequence_id is not None, HAS_TOTAL=grad_total is not None, LEAST=LEAST_STEP, num_warps=4,
+        HAS_IDS=steps.sequence_id is not None, CROSS=crossing is not None, LEAST=LEAST_STEP, num_warps=4,
     )  # fmt: skip
     return grad_A.sum(0), grad_bias.sum(0)
