@@ -2,6 +2,7 @@
 
 `auto` (the default) is the fastest form for the input's device: `triton` on a GPU, `torch` elsewhere. `triton` is the
 fused form, `torch` the fast pure-PyTorch form, and `reference` the slow, literal one that defines what is correct.
+`mamba_ssm` is the mamba-ssm package's scan for the ops that it has, and `auto` for the others.
 """
 
 import functools
@@ -14,7 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "triton", "torch", "reference")
+from anymixer_kernels.mamba_ssm_scan import import_problem
+
+BACKENDS = ("auto", "triton", "torch", "reference", "mamba_ssm")
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def takes_triton(tensor: Tensor, op: str, unsupported: str | None = None) -> boo
     unsupported: what the call asks for that the Triton form does not have; None where it has all. With `auto`, what
     keeps a GPU from Triton is logged once. Raises RuntimeError where `triton` is forced and cannot run.
     """
-    if _forced not in ("auto", "triton") or (_forced == "auto" and not tensor.is_cuda):
+    if _forced not in ("auto", "triton", "mamba_ssm") or (_forced != "triton" and not tensor.is_cuda):
         return False
     if unsupported is None and tensor.dtype == torch.float64:
         unsupported = "float64"
@@ -65,7 +68,34 @@ def takes_triton(tensor: Tensor, op: str, unsupported: str | None = None) -> boo
         problem = f"it has no form for {unsupported}"
     if problem is not None and _forced == "triton":
         raise RuntimeError(f"{op}: the triton backend was asked for, but {problem}")
-    return _announce(op, problem)
+    return _announce(op, "triton", problem)
+
+
+def takes_mamba_ssm(tensor: Tensor, op: str, unsupported: str | None = None) -> bool:
+    """Whether `op` runs by mamba-ssm's scan: only where that is forced.
+
+    unsupported: as in `takes_triton`. Raises RuntimeError where it is forced and cannot run.
+    """
+    if _forced != "mamba_ssm":
+        return False
+    if unsupported is None and tensor.dtype == torch.float64:
+        unsupported = "float64"
+    if unsupported is None and tensor.numel() >= 2**31:
+        unsupported = "2^31 entries and more"
+    problem = mamba_ssm_problem(tensor.device.type)
+    if problem is None and unsupported is not None:
+        problem = f"it has no form for {unsupported}"
+    if problem is not None:
+        raise RuntimeError(f"{op}: the mamba_ssm backend was asked for, but {problem}")
+    return _announce(op, "mamba_ssm", None)
+
+
+@torch.compiler.assume_constant_result
+def mamba_ssm_problem(device_type: str) -> str | None:
+    """Why mamba-ssm's scan cannot run on a kind of device, or None where it can."""
+    if device_type != "cuda":
+        return f"mamba-ssm does not run on '{device_type}'"
+    return import_problem()
 
 
 @torch.compiler.assume_constant_result
@@ -91,15 +121,15 @@ def _tried(device_type: str) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _announce(op: str, problem: str | None) -> bool:
-    """Say once per op and reason which form runs; True for Triton."""
-    return _announced(op, problem)
+def _announce(op: str, form: str, problem: str | None) -> bool:
+    """Say once per op and reason which form runs; True for `form`, False where a problem leaves PyTorch's."""
+    return _announced(op, form, problem)
 
 
 @functools.cache
-def _announced(op: str, problem: str | None) -> bool:
+def _announced(op: str, form: str, problem: str | None) -> bool:
     if problem is None:
-        _log.info("%s: triton", op)
+        _log.info("%s: %s", op, form)
     else:
         _log.warning("%s: the PyTorch form runs on the GPU, because %s", op, problem)
     return problem is None

@@ -12,7 +12,7 @@ import math
 
 from torch import Tensor, nn
 
-from anymixer_kernels.backend import takes_triton
+from anymixer_kernels.backend import current_backend, takes_triton
 from anymixer_kernels.gated_norm import gated_norm
 from anymixer_kernels.hydra_core.parts import HydraParameters, split_projected
 from anymixer_kernels.quasiseparable import quasiseparable
@@ -29,7 +29,8 @@ def hydra_core(
     projected: [batch, length, 2 d_inner + 4 ngroups d_state + 2 nheads], the input projection's. sequence_id: [batch,
     length], -1 for padding; packed: False promises at most one sequence a row.
     """
-    if takes_triton(projected, "Hydra's core", _no_triton_form_for(parameters, projected.shape[1])):
+    whole = current_backend() != "mamba_ssm"  # which has a form for the mixing alone
+    if whole and takes_triton(projected, "Hydra's core", _no_triton_form_for(parameters, projected.shape[1])):
         from anymixer_kernels.hydra_core.triton_form import hydra_core_triton
 
         return hydra_core_triton(projected, parameters, sequence_id)

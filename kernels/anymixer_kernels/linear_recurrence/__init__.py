@@ -10,8 +10,9 @@ exp(sum_{r=s+1}^{t} log_decay[r,n]) for s <= t, within a sequence.
 import torch
 from torch import Tensor
 
-from anymixer_kernels.backend import current_backend
+from anymixer_kernels.backend import current_backend, takes_mamba_ssm
 from anymixer_kernels.blockwise import wide
+from anymixer_kernels.linear_recurrence.mamba_ssm_form import StateSpace, linear_recurrence_mamba_ssm
 from anymixer_kernels.linear_recurrence.reference import (
     linear_recurrence_both_ways_matrix,
     linear_recurrence_matrix,
@@ -20,6 +21,7 @@ from anymixer_kernels.linear_recurrence.reference import (
 from anymixer_kernels.linear_recurrence.torch_form import linear_recurrence_torch
 
 __all__ = [
+    "StateSpace",
     "linear_recurrence",
     "linear_recurrence_both_ways",
     "linear_recurrence_both_ways_matrix",
@@ -38,6 +40,7 @@ def linear_recurrence(
     initial_state: Tensor | None = None,
     sequence_id: Tensor | None = None,
     chunk_size: int = 64,
+    state_space: StateSpace | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mix `v` along its length.
 
@@ -45,12 +48,16 @@ def linear_recurrence(
     headdim]. log_decay: [batch, length, nheads], or [batch, length, nheads, d_state] with as many groups as heads;
     at most 0, or little above. initial_state: [batch, nheads, d_state, headdim]. sequence_id: [batch, length], -1 for
     padding; the state starts from 0 in every sequence, so that there is no initial state besides it. chunk_size: the
-    result does not depend on it.
+    result does not depend on it. state_space: what v and log_decay were made of, where they were; the mamba_ssm backend
+    reads it in their place.
     Returns y (v's shape and dtype) and the state after the last token, [batch, nheads, d_state, headdim] in float32 or
     wider. Padding leaves no trace in either; rows of y at padding are meaningless but finite.
     """
     if initial_state is not None and sequence_id is not None:
         raise ValueError("initial_state: a state belongs to one sequence; give it or sequence_id, not both")
+    if takes_mamba_ssm(v, "linear recurrence", None if state_space else "decays other than step sizes times A"):
+        assert state_space is not None
+        return linear_recurrence_mamba_ssm(q, k, state_space, initial_state, sequence_id)
     form = linear_recurrence_reference if current_backend() == "reference" else linear_recurrence_torch
     return form(q, k, v, log_decay, initial_state, sequence_id, chunk_size)
 

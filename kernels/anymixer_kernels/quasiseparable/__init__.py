@@ -20,8 +20,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from anymixer_kernels.backend import current_backend, takes_triton
+from anymixer_kernels.backend import current_backend, takes_mamba_ssm, takes_triton
 from anymixer_kernels.quasiseparable.limits import no_triton_form_for
+from anymixer_kernels.quasiseparable.mamba_ssm_form import quasiseparable_mamba_ssm
 from anymixer_kernels.quasiseparable.reference import (
     QuasiseparableInputs,
     quasiseparable_matrix,
@@ -49,6 +50,8 @@ def quasiseparable(inputs: QuasiseparableInputs, *, chunk_size: int = 256) -> Te
         inputs = dataclasses.replace(inputs, x=torch.where(real, inputs.x, 0.0))
     if current_backend() == "reference":
         return quasiseparable_reference(inputs)
+    if takes_mamba_ssm(inputs.x, "quasiseparable mixing"):
+        return quasiseparable_mamba_ssm(inputs, chunk_size)
     if takes_triton(inputs.x, "quasiseparable mixing", no_triton_form_for(inputs)):
         from anymixer_kernels.quasiseparable.triton_form import quasiseparable_triton
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from anymixer_kernels.elementwise_scan import elementwise_scan
 from anymixer_kernels.linear_recurrence import (
+    StateSpace,
     linear_recurrence,
     linear_recurrence_both_ways,
     linear_recurrence_both_ways_matrix,
@@ -21,13 +22,14 @@ from anymixer.mixers.base import SequenceMixer, State
 
 @dataclass(frozen=True)
 class RecurrenceInputs:
-    """q, k, v, log_decay: as `linear_recurrence` reads them. rest: what the mixer's `_finish` needs besides."""
+    """q, k, v, log_decay, state_space: as `linear_recurrence` reads them. rest: what `_finish` needs besides."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     log_decay: Tensor
     rest: Any = None
+    state_space: StateSpace | None = None
 
 
 class LinearRecurrentMixer(SequenceMixer):
@@ -73,7 +75,8 @@ class LinearRecurrentMixer(SequenceMixer):
 
     def _recur(self, inputs: RecurrenceInputs, packing: Packing | None) -> tuple[Tensor, Tensor]:
         ids = None if packing is None else packing.sequence_id
-        return linear_recurrence(inputs.q, inputs.k, inputs.v, inputs.log_decay, sequence_id=ids)
+        space = inputs.state_space
+        return linear_recurrence(inputs.q, inputs.k, inputs.v, inputs.log_decay, sequence_id=ids, state_space=space)
 
     def matrix(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """M per head: [batch, nheads, length, length]."""

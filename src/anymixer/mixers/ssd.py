@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from anymixer_kernels.linear_recurrence import StateSpace
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -120,12 +121,14 @@ class SSD(LinearRecurrentMixer):
         x = x.unflatten(-1, (self.nheads, self.value_width))
         wide = torch.promote_types(dt.dtype, torch.float32)
         dt = softplus(dt.to(wide) + self.dt_bias.to(wide))
+        A = -torch.exp(self.A_log.to(wide))
         return RecurrenceInputs(
             q=C.unflatten(-1, (self.config.ngroups, self.d_state)),
             k=B.unflatten(-1, (self.config.ngroups, self.d_state)),
             v=(x * dt[..., None]).to(x.dtype),
-            log_decay=-torch.exp(self.A_log.to(wide)) * dt,
+            log_decay=A * dt,
             rest=(gate, x),
+            state_space=StateSpace(x, dt, A),
         )
 
     def _read(self, hidden_states: Tensor, packing: Packing | None) -> tuple[RecurrenceInputs, Tensor]:
