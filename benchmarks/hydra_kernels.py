@@ -17,30 +17,66 @@ from anymixer_kernels.depthwise_conv import triton_form as conv_form
 from anymixer_kernels.depthwise_conv.triton_form import launch_conv, launch_conv_backward
 from anymixer_kernels.gated_norm import triton_form as norm_form
 from anymixer_kernels.gated_norm.triton_form import launch_gated_norm, launch_gated_norm_backward
-from anymixer_kernels.quasiseparable import triton_gradients, triton_mix
+from anymixer_kernels.quasiseparable import triton_gradients, triton_mix, triton_states
 from anymixer_kernels.quasiseparable.triton_form import CHUNK, Operands
 from anymixer_kernels.quasiseparable.triton_gradients import Gradients, launch_gradients
 from anymixer_kernels.quasiseparable.triton_log_weights import Steps, log_weights, log_weights_backward
-from anymixer_kernels.quasiseparable.triton_mix import Side, Tiling, launch_mix
-from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states, launch_cross
+from anymixer_kernels.quasiseparable.triton_mix import launch_mix
+from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states
+from anymixer_kernels.quasiseparable.triton_tiles import Side, Tiling
 from rich.console import Console
 from rich.table import Table
 from timing import measure, print_header
 
 NHEADS, HEADDIM, D_STATE, WIDTH = 24, 64, 64, 7
+CONV_BACKWARD = ("CHANNELS", "GROUP", "TOKENS", "REGISTERS", "PARTS")
 # What `--tune` tries of a stage: module constants.
 KNOBS: dict[str, list[tuple[ModuleType, dict[str, object]]]] = {
     "mix": [
         (triton_mix, {"TILING": Tiling(*tiling)})
-        for tiling in ((128, 2, 8, 3), (128, 1, 8, 3), (64, 1, 4, 3), (128, 2, 8, 2))
+        for tiling in (
+            (64, 4, 3),
+            (64, 4, 2),
+            (64, 4, 3, 168),
+            (64, 4, 2, 168),
+            (64, 8, 2),
+            (64, 8, 3, 128),
+            (128, 8, 3),
+        )
     ],
-    "gradients of readers": [
-        (triton_gradients, {"ROWS": rows, "WARPS": warps, "STAGES": stages})
-        for rows, warps, stages in ((64, 8, 3), (64, 8, 2), (64, 8, 4), (32, 4, 3))
+    **{
+        f"gradients of {side}": [
+            (triton_gradients, {"TILING": Tiling(*tiling)})
+            for tiling in ((64, 4, 3), (64, 4, 2), (64, 4, 1), (64, 8, 3, 128), (64, 8, 2), (128, 8, 3))
+        ]
+        for side in ("readers", "sources")
+    },
+    "states": [
+        (triton_states, {"GATHER_HEADS": heads, "GATHER_TILING": Tiling(128, *tiling)})
+        for heads in (4, 8, 24)
+        for tiling in ((4, 3), (4, 2), (8, 3), (8, 2))
     ],
-    "convolution": [(conv_form, {"FORWARD_TOKENS": n, "THREAD_BYTES": size}) for n in (32, 64) for size in (8, 16)],
+    "carry": [
+        (triton_states, {"CARRY_ENTRIES": entries, "CARRY_WARPS": warps})
+        for entries, warps in ((512, 1), (256, 1), (512, 4), (1024, 2), (1024, 4))
+    ],
+    "convolution": [
+        (conv_form, {"FORWARD_CHANNELS": channels, "FORWARD_GROUP": group, "FORWARD_TOKENS": n})
+        for channels, group, n in ((4, 8, 64), (4, 8, 32), (4, 8, 128), (4, 4, 64), (2, 8, 64), (8, 4, 64))
+    ],
     "convolution backward": [
-        (conv_form, {"BACKWARD_TOKENS": n, "THREAD_BYTES": size}) for n in (64, 128) for size in (4, 8, 16)
+        (conv_form, {f"BACKWARD_{name}": value for name, value in zip(CONV_BACKWARD, values)})
+        for values in (
+            (2, 8, 128, 96, 2),
+            (2, 8, 128, 96, 1),
+            (2, 8, 128, 96, 4),
+            (2, 8, 64, 96, 2),
+            (2, 8, 128, 88, 1),
+            (2, 4, 128, None, 1),
+            (4, 4, 128, 144, 1),
+            (4, 4, 128, None, 1),
+            (4, 8, 128, None, 1),
+        )
     ],
     "gated norm backward": [(norm_form, {"BACKWARD_ENTRIES": n}) for n in (2048, 4096, 8192)],
 }
@@ -74,7 +110,8 @@ class Case:
         self.states = None
         if self.weights.nchunks > 1:
             self.states = gather_states(self._sources(), self.weights, None, readers=False)
-        self.logs = [torch.randn_like(self.weights.row) for _ in range(2)]
+        self.logs = torch.randn_like(self.weights.row), torch.randn_like(self.weights.row)
+        self.crossing = None if self.states is None else (*self.logs, torch.randn_like(self.weights.total))
 
     @staticmethod
     def _heads(mixed: torch.Tensor) -> torch.Tensor:
@@ -104,24 +141,11 @@ class Case:
         yield "log weights", lambda: log_weights(self.steps, weights.chunk), small + 4 * small
         if states is not None:
             yield "states", lambda: gather_states(self._sources(), weights, None, readers=False), conv + held
-            crossing = self._readers(), weights, None, states
-            y = self.y.unflatten(-1, (NHEADS, HEADDIM))
-            yield "cross forward", lambda: launch_cross(*crossing, readers=True, out=y), inner + held
-            B, C = self._projections(self.grad_mixed)
-            of_readers, of_sources = Gradients(*C, self.logs[0]), Gradients(*B, self.logs[1])
-            yield "cross readers", lambda: launch_cross(*crossing, readers=True, grads=of_readers), inner + held
-            yield (
-                "cross sources",
-                lambda: launch_cross(
-                    self._sources(), weights, None, states, readers=False, out=self._heads(self.grad_mixed),
-                    grads=of_sources, entered=states,
-                ),
-                2 * inner + 2 * held,
-            )  # fmt: skip
-            yield "carry", lambda: carry_states(states, weights, None, self.y.shape[1], backwards=False), 2 * held
+            yield "carry", lambda: carry_states(states, weights, None, self.y.shape[1]), 2 * held
+            yield "carry back", lambda: carry_states(states, weights, None, self.y.shape[1], states), 3 * held
         yield "mix", self.mix(), conv + inner + 5 * small + held
-        yield "gradients of readers", self.gradients(readers=True), conv + inner + 2 * 2 * D_STATE + 6 * small
-        yield "gradients of sources", self.gradients(readers=False), conv + inner + 2 * 2 * D_STATE + 6 * small
+        yield "gradients of readers", self.gradients(readers=True), conv + inner + 2 * 2 * D_STATE + 6 * small + held
+        yield "gradients of sources", self.gradients(readers=False), conv + inner + 2 * 2 * D_STATE + 6 * small + held
         yield "gated norm", lambda: launch_gated_norm(self.y, gate, self.norm, 1e-5, self.out), 3 * inner
         yield (
             "gated norm backward",
@@ -130,8 +154,8 @@ class Case:
         )
         yield (
             "log weights backward",
-            lambda: log_weights_backward(self.steps, weights, *self.logs, None, self.grad_raw),
-            6 * small,
+            lambda: log_weights_backward(self.steps, weights, self.logs, self.crossing, self.grad_raw),
+            6 * small + (0 if states is None else 4 * small),
         )
         yield (
             "convolution backward",
@@ -141,10 +165,10 @@ class Case:
 
     def mix(self) -> Callable[[], object]:
         """The product; the gradient of x is the same with the sides changed."""
-        add, y = self.states is not None, self.y.unflatten(-1, (NHEADS, HEADDIM))
+        y = self.y.unflatten(-1, (NHEADS, HEADDIM))
         return lambda: launch_mix(
             self.operands.readers(self.weights, None), self._sources(), self.weights, None, y,
-            readers=True, add=add, diagonal=self.operands.diagonal,
+            readers=True, diagonal=self.operands.diagonal, states=self.states,
         )  # fmt: skip
 
     def gradients(self, *, readers: bool) -> Callable[[], object]:
@@ -153,13 +177,17 @@ class Case:
         sides = [self._readers(), self._sources()]
         own, other = sides if readers else sides[::-1]
         diagonal = torch.empty(*self.y.shape[:2], NHEADS, device=self.y.device) if readers else None
-        grads = Gradients(*(C if readers else B), self.logs[0])
-        return lambda: launch_gradients(own, other, self.weights, None, grads, readers=readers, grad_diagonal=diagonal)
+        left, right = C if readers else B
+        grads = Gradients(left, right, self.logs[0], None if self.states is None else self.logs[1])
+        return lambda: launch_gradients(
+            own, other, self.weights, None, grads, readers=readers, grad_diagonal=diagonal, states=self.states
+        )
 
 
 def tune(case: Case, device: torch.device) -> None:
     """Print the time of each stage with each of its settings; the fastest becomes the process's."""
-    for stage, settings in KNOBS.items():
+    stages = {name for name, _, _ in case.stages()}
+    for stage, settings in ((stage, settings) for stage, settings in KNOBS.items() if stage in stages):
         times = []
         for module, values in settings:
             vars(module).update(values)

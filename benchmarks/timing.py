@@ -1,10 +1,15 @@
-"""Timing that the benchmarks share: medians, peak memory, and the ceilings of the machine in the same run."""
+"""What benchmarks share: medians, peak memory, the ceilings of the machine in the same run, tables."""
 
+import contextlib
+import gc
 import platform
+import shlex
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -20,32 +25,54 @@ class Measurement:
     peak_gib: float
 
 
-def measure(function: Callable[[], object], device: torch.device, *, warmup: int = 5, repeat: int = 20) -> Measurement:
-    """Time `function` by device events on a GPU, by the wall clock on a CPU."""
+def measure(
+    function: Callable[[], object], device: torch.device, *, warmup: int = 5, repeat: int = 20, wall: bool = False
+) -> Measurement:
+    """Time `function` by device events on a GPU, by the wall clock on a CPU.
+
+    wall: by the wall clock everywhere, to the end of the device's work: launching is part of what a whole step costs.
+    """
     for _ in range(warmup):
         function()
-    if device.type != "cuda":
-        return Measurement(statistics.median(_wall(function) for _ in range(repeat)), 0.0)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(repeat):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # The device sleeps while the host runs ahead: what is timed is the device's work, unless launching all of it
-        # takes the host longer than the work itself.
-        torch.cuda._sleep(HEAD_START_CYCLES)
-        start.record()
-        function()
-        end.record()
+    cuda = device.type == "cuda"
+    if cuda:
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return Measurement(statistics.median(times), torch.cuda.max_memory_allocated() / 2**30)
+        torch.cuda.reset_peak_memory_stats()
+    timed = _by_events if cuda and not wall else _by_wall_clock
+    milliseconds = statistics.median(timed(function) for _ in range(repeat))
+    return Measurement(milliseconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0)
 
 
-def _wall(function: Callable[[], object]) -> float:
+def _by_events(function: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # The device sleeps while the host runs ahead: what is timed is the device's work, unless launching all of it
+    # takes the host longer than the work itself.
+    torch.cuda._sleep(HEAD_START_CYCLES)
+    start.record(torch.cuda.current_stream())
+    function()
+    end.record(torch.cuda.current_stream())
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+def _by_wall_clock(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - start)
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """bfloat16 on a GPU, float32 elsewhere."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def free_memory() -> None:
+    """Give back what the last measurement held, so that the next one's peak is its own."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -66,10 +93,46 @@ def ceilings(device: torch.device) -> dict[str, float]:
 def print_header(device: torch.device, what: str) -> dict[str, float]:
     """Print machine, ceilings and `what` is timed; return the ceilings."""
     found = ceilings(device)
-    print(describe_machine(device))
-    print(f"ceilings: matmul {found['matmul_tflops']:.3g} TFLOP/s, copy {found['copy_gbs']:.4g} GB/s")
-    print(what)
+    print("\n".join(header_lines(device, what, found)))
     return found
+
+
+def header_lines(device: torch.device, what: str, found: dict[str, float]) -> list[str]:
+    """What a table's figures depend on; found: as `ceilings` returns it."""
+    rates = f"ceilings: matmul {found['matmul_tflops']:.3g} TFLOP/s, copy {found['copy_gbs']:.4g} GB/s"
+    return [describe_machine(device), rates, what]
+
+
+def told(rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Print each row when it comes: a run that is cut short has said what it knows."""
+    for row in rows:
+        print("  ".join(row), flush=True)
+        yield row
+
+
+def report(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str] = (), markdown: Path | None = None
+) -> None:
+    """Print a table, and write it below `lines` and this program's command into a file of Markdown, where one is named.
+
+    lines: `header_lines`, which have been printed, and whatever else is to stand there.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from anymixer.files import write_text_atomic
+    from anymixer.report.comparison import markdown_table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    table.columns[0].no_wrap = True
+    Console(width=140).print(table)
+    if markdown is not None:
+        command = shlex.join(["python", *sys.argv])
+        told = "\n".join(f"{line}  " for line in (*lines, f"`{command}`"))
+        write_text_atomic(markdown, f"{told}\n\n{markdown_table(columns, rows)}")
+        print(markdown)
 
 
 def describe_machine(device: torch.device) -> str:
