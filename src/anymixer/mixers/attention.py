@@ -88,7 +88,9 @@ class Attention(SoftmaxHeads):
         """See `SequenceMixer.prefill`."""
         q, k, v = self._project(hidden_states)
         real = packing.real if packing is not None else k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool)
-        return self._attend(q, k, v, packing), {"k": k, "v": v, "real": real}
+        # Parts of one projection: kept as they are, they would keep its queries too.
+        kept = {"k": _copy(k), "v": _copy(v), "real": real}
+        return self._attend(q, k, v, packing), kept
 
     def step(self, hidden_states: Tensor, state: State) -> tuple[Tensor, State]:
         """See `SequenceMixer.step`; the cache grows by one token."""
@@ -106,3 +108,7 @@ class Attention(SoftmaxHeads):
     def state_size(self, length: int, dtype: torch.dtype = torch.float32) -> int:
         """See `SequenceMixer.state_size`."""
         return length * (2 * self.num_kv_heads * self.headdim * dtype.itemsize + 1)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
