@@ -100,6 +100,14 @@ def test_a_batch_without_labels_has_zero_loss_and_zero_gradients():
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+def test_balancing_of_experts_is_part_of_the_loss_in_training_alone():
+    experts = {"name": "cdmoe", "num_experts": 25, "experts_per_head": 3, "retrieval_dim": 6, "load_balancing": 0.5}
+    model, ids = small_model(channel_mixer=experts), torch.randint(5, 96, (2, 8))
+    alone = model(input_ids=ids, labels=ids).loss
+    together = model.train()(input_ids=ids, labels=ids).loss
+    assert together - alone > 0.8  # 0.5 a layer, or a little less, when all experts are used alike
+
+
 def test_every_layer_draws_its_own_values_by_our_rules():
     torch.manual_seed(0)
     model = MixerBertForMaskedLM(MixerBertConfig(mixer="hydra", hidden_size=256, num_hidden_layers=2, vocab_size=512))

@@ -34,5 +34,8 @@ class ChannelMixer(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
 
+    def reset_own_parameters(self) -> None:
+        """Draw the parameters that are neither a Linear's nor a norm's anew; models call it per layer."""
+
 
 channel_mixers: Registry[ChannelMixer] = Registry("channel mixer")

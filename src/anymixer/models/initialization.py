@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from anymixer.layers.channel_mixer_base import ChannelMixer
 from anymixer.layers.norm import GatedRMSNorm
 from anymixer.mixers.base import SequenceMixer
 from anymixer.models.backbone import Residual
@@ -10,8 +11,8 @@ from anymixer.models.backbone import Residual
 
 def initialize(module: nn.Module, std: float) -> None:
     """Give a module, without its children, new values: projections and embeddings N(0, std), norms and residual weights
-    1 and 0, and what a mixer calls its own by its `reset_own_parameters`. Covers every module that both models have, so
-    that no transformers version adds rules of its own."""
+    1 and 0, and what a sequence or channel mixer calls its own by its `reset_own_parameters`. Covers every module that
+    both models have, so that no transformers version adds rules of its own."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, mean=0.0, std=std)
         if module.bias is not None:
@@ -26,5 +27,5 @@ def initialize(module: nn.Module, std: float) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.RMSNorm, GatedRMSNorm, Residual)) and module.weight is not None:
         nn.init.ones_(module.weight)
-    elif isinstance(module, SequenceMixer):
+    elif isinstance(module, (SequenceMixer, ChannelMixer)):
         module.reset_own_parameters()

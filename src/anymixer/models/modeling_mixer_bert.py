@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from anymixer_kernels.cross_entropy import cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -10,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
+from anymixer.layers.cdmoe import take_balance_losses
 from anymixer.layers.embeddings import EncoderEmbeddings
 from anymixer.layers.packing import make_packing
 from anymixer.models.backbone import Backbone
@@ -180,8 +182,9 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
             hidden_states, targets = hidden_states[labelled], labels[labelled]
         logits = self.head(hidden_states)
         if labels is not None:
-            total = F.cross_entropy(logits.float(), targets, reduction="sum")
-            loss = total / max(1, targets.numel())
+            loss = cross_entropy(logits, targets).sum() / max(1, targets.numel())
+            if self.training and (balance := take_balance_losses(self)) is not None:
+                loss = loss + balance
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from anymixer_kernels.cross_entropy import cross_entropy
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
-from anymixer.layers.cdmoe import CrossDomainExperts, take_balance_losses
+from anymixer.layers.cdmoe import take_balance_losses
 from anymixer.layers.packing import Packing, make_packing
 from anymixer.mixers.base import State, as_causal
 from anymixer.models.backbone import Backbone
@@ -70,8 +70,6 @@ class MixerLMPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module, self.config.initializer_range)
-        if isinstance(module, CrossDomainExperts):
-            module.reset_own_parameters()
 
 
 class MixerLMModel(MixerLMPreTrainedModel):
@@ -240,7 +238,7 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
             hidden = hidden[:, -logits_to_keep:]
         logits = self.lm_head(hidden)
         if labels is not None:
-            loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, targets.numel())
+            loss = cross_entropy(logits, targets).sum() / max(1, targets.numel())
             if self.training and (balance := take_balance_losses(self)) is not None:
                 loss = loss + balance
         output = CausalLMOutput(
