@@ -73,6 +73,7 @@ class TaskTrainerConfig:
     eval_subset_num_batches: int = -1
     compile: bool = False
     backend: str = "auto"
+    cuda_graphs: bool = False
     deterministic_mode: bool = False
 
     def validate(self, key: str) -> None:
@@ -96,7 +97,7 @@ class TaskTrainerConfig:
     def passed_on(self) -> dict[str, Any]:
         """The keys that a job's Trainer takes as they are, less those left at their defaults."""
         names = ("device_train_microbatch_size", "device_eval_batch_size", "train_subset_num_batches")
-        names += ("eval_subset_num_batches", "compile", "backend", "deterministic_mode")
+        names += ("eval_subset_num_batches", "compile", "backend", "cuda_graphs", "deterministic_mode")
         default = TaskTrainerConfig()
         return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(default, n)}
 

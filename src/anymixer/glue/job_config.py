@@ -18,6 +18,7 @@ TRAINER_KEYS = (
     "global_eval_batch_size",
     "compile",
     "backend",
+    "cuda_graphs",
     "deterministic_mode",
     "dist_timeout",
     "progress_bar",

@@ -43,6 +43,8 @@ class Residual(nn.Module):
         self.norm = options.make_norm(d_model)
         self.dropout = nn.Dropout(options.dropout)
         self.prenorm = options.prenorm
+        # Set by the training algorithm of that name: what the norm returns has autocast's dtype, if there is one.
+        self.low_precision = False
         self.weight = nn.Parameter(torch.ones(d_model)) if options.weights else None
 
     def forward(self, hidden_states: Tensor, *args: Any) -> Tensor:
@@ -56,7 +58,8 @@ class Residual(nn.Module):
         if self.prenorm:
             return kept + mixed
         if isinstance(self.norm, nn.LayerNorm):
-            return add_norm(kept, mixed, self.norm.weight, self.norm.bias, self.norm.eps)
+            dtype = _autocast_dtype(kept) if self.low_precision else kept.dtype
+            return add_norm(kept, mixed, self.norm.weight, self.norm.bias, self.norm.eps, dtype=dtype)
         return self.norm(kept + mixed)
 
 
@@ -155,6 +158,11 @@ class Backbone(nn.Module):
 
     def _normalised(self, hidden_states: Tensor) -> Tensor:
         return hidden_states if self.final_norm is None else self.final_norm(hidden_states)
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype:
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def _shared(layers: nn.ModuleList, d_model: int) -> dict[str, nn.Module]:

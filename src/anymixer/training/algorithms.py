@@ -15,7 +15,7 @@ ALGORITHMS = NamedTable(
         "ema": "composer.algorithms:EMA",
         "gradient_clipping": "composer.algorithms:GradientClipping",
         "layer_freezing": "composer.algorithms:LayerFreezing",
-        "low_precision_layernorm": "composer.algorithms:LowPrecisionLayerNorm",
+        "low_precision_layernorm": "anymixer.training.low_precision_layernorm:LowPrecisionLayerNorm",
         "sam": "composer.algorithms:SAM",
         "seq_length_warmup": "composer.algorithms:SeqLengthWarmup",
         "swa": "composer.algorithms:SWA",

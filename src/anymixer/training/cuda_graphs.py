@@ -1,0 +1,243 @@
+"""The backbone's training passes as CUDA graphs: one launch forward and one backward, where batches keep their shape.
+
+Launching a small encoder's kernels one by one takes the host longer than the GPU takes to run them. What is recorded
+once is replayed at the cost of a single launch; the parameters are read, and changed by the optimizer, where they
+stand.
+
+torch.cuda.make_graphed_callables does not serve here: it records in a mode that a data loader's pinning thread breaks,
+and hands out the parameters' gradients in memory that the next microbatch writes over.
+"""
+
+import copy
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from anymixer.errors import UserError
+from anymixer.layers.cdmoe import CrossDomainExperts
+from anymixer.layers.packing import Packing
+from anymixer.models.backbone import Backbone
+
+# Passes of one shape that run as they are before it is recorded: kernels compile, and Composer's search for a
+# microbatch that fits comes to its end.
+EAGER_PASSES = 2
+
+_log = logging.getLogger(__name__)
+
+
+def use_cuda_graphs(model: nn.Module) -> None:
+    """Let the backbone of `model` record its training passes; raises UserError where it has none."""
+    found = [module for module in model.modules() if isinstance(module, Backbone)]
+    if not found:
+        raise UserError(f"cuda_graphs: {type(model).__name__} has no backbone of ours to record; remove the key")
+    for backbone in found:
+        backbone.forward = GraphedForward(backbone)
+
+
+@dataclass
+class Shared:
+    """What all recordings of a backbone use, one after the other. pool: of memory, None for a new one. grads: of the
+    parameters, by name: as large as the model, so that not every shape has its own."""
+
+    pool: Any = None
+    grads: dict[str, Tensor] = field(default_factory=dict)
+
+
+class GraphedForward:
+    """Stands in for `Backbone.forward`: replays training passes of a shape that comes again, runs everything else.
+
+    Recordings share their memory, so a pass whose backward pass is still to come keeps the next one from replaying.
+    """
+
+    def __init__(self, backbone: Backbone, record: "Callable[..., Recording] | None" = None) -> None:
+        """record: makes the recording, `Recording` itself outside of tests."""
+        self.backbone, self.record = backbone, record or Recording
+        self.passes: Counter[Hashable] = Counter()
+        self.recordings: dict[Hashable, Recording | None] = {}
+        self.shared = Shared()
+
+    def __call__(self, hidden_states: Tensor, packing: Packing | None, keep_all: bool = False) -> list[Tensor]:
+        """As `Backbone.forward`."""
+        if not keep_all and self._trains(hidden_states):
+            recording = self._recording(hidden_states, packing)
+            if recording is not None:
+                return [recording(hidden_states, packing)]
+        return Backbone.forward(self.backbone, hidden_states, packing, keep_all)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedForward":
+        """For the copy of the backbone, with nothing recorded: a graph knows the addresses of what it was made of."""
+        return GraphedForward(copy.deepcopy(self.backbone, memo), self.record)
+
+    def _trains(self, hidden_states: Tensor) -> bool:
+        backbone = self.backbone
+        return (
+            backbone.training
+            and not backbone.gradient_checkpointing
+            and torch.is_grad_enabled()
+            and hidden_states.requires_grad
+        )
+
+    def _recording(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
+        if any(recording is not None and recording.pending for recording in self.recordings.values()):
+            return None
+        key = _key(hidden_states, packing)
+        if key not in self.recordings:
+            self.passes[key] += 1
+            if self.passes[key] <= EAGER_PASSES:
+                return None
+            self.recordings[key] = self._recorded(hidden_states, packing)
+        return self.recordings[key]
+
+    def _recorded(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
+        if reason := _more_than_tensors(self.backbone):
+            _log.warning("cuda_graphs: %s; launching as before", reason)
+            return None
+        try:
+            return self.record(self.backbone, hidden_states, packing, self.shared)
+        except torch.OutOfMemoryError:
+            shape = tuple(hidden_states.shape)
+            _log.warning("cuda_graphs: no memory to record a pass of %s; launching as before", shape)
+            return None
+
+
+class Recording:
+    """One forward and one backward pass over tensors that stay where they are."""
+
+    def __init__(self, backbone: Backbone, hidden_states: Tensor, packing: Packing | None, shared: Shared) -> None:
+        """Record the passes of inputs like these."""
+        named = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+        self.parameters = tuple(named.values())
+        # Aliases: the parameters' own places in the autograd graph belong to the stream they were first used on.
+        aliases = {f"backbone.{name}": p.detach().requires_grad_() for name, p in named.items()}
+        self.hidden_states = hidden_states.detach().clone().requires_grad_()
+        self.sequence_id = None if packing is None else packing.sequence_id.clone()
+        still = None if packing is None or self.sequence_id is None else Packing(self.sequence_id, packing.packed)
+        plain, inputs = _Plain(backbone), (self.hidden_states, *aliases.values())
+        kind = hidden_states.device.type
+        autocast = torch.autocast(
+            # Weights that one pass has cast must not be taken for those of the next.
+            kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
+        )  # fmt: skip
+
+        def forward() -> Tensor:
+            with autocast:
+                return torch.func.functional_call(plain, aliases, (self.hidden_states, still))
+
+        # After the recorded pass has computed them, they are copied here; None where a parameter takes no part.
+        self._grads: list[Tensor | None] = [shared.grads.setdefault(n, torch.empty_like(p)) for n, p in named.items()]
+        self._token: weakref.ref[_Token] | None = None
+        self._record(forward, inputs, shared)
+
+    def _record(self, forward: Callable[[], Tensor], inputs: tuple[Tensor, ...], shared: Shared) -> None:
+        with torch.random.fork_rng([self.hidden_states.device]):
+            self._record_on_gpu(forward, inputs, shared)
+
+    def _record_on_gpu(self, forward: Callable[[], Tensor], inputs: tuple[Tensor, ...], shared: Shared) -> None:
+        stream: torch.cuda.Stream = torch.cuda.Stream()  # pyright: ignore[reportAssignmentType]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # once, so that nothing is loaded or set up while recording
+            output = forward()
+            torch.autograd.grad(output, inputs, torch.zeros_like(output), allow_unused=True)
+            del output
+        torch.cuda.current_stream().wait_stream(stream)
+        shared.pool = shared.pool or torch.cuda.graph_pool_handle()
+        self._forward_graph, self._backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        options: dict[str, Any] = {"pool": shared.pool, "stream": stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(self._forward_graph, **options):
+            output = forward()
+        self._grad_output = torch.empty_like(output)
+        with torch.cuda.graph(self._backward_graph, **options):
+            self._keep(*torch.autograd.grad(output, inputs, self._grad_output, allow_unused=True))
+        self._output = output.detach()
+
+    def _keep(self, of_hidden: Tensor, *of_parameters: Tensor | None) -> None:
+        """Where the gradients of a pass are found after it."""
+        self._grad_hidden = of_hidden
+        self._grads = [None if grad is None else kept for kept, grad in zip(self._grads, of_parameters)]
+        torch._foreach_copy_(
+            [kept for kept in self._grads if kept is not None], [grad for grad in of_parameters if grad is not None]
+        )
+
+    @property
+    def pending(self) -> bool:
+        """Whether the backward pass of the last forward pass may still come."""
+        token = None if self._token is None else self._token()
+        return token is not None and not token.done
+
+    def __call__(self, hidden_states: Tensor, packing: Packing | None) -> Tensor:
+        """The last layer's output for inputs like those recorded."""
+        if self.sequence_id is not None and packing is not None:
+            self.sequence_id.copy_(packing.sequence_id)
+        token = _Token()
+        self._token = weakref.ref(token)
+        return _Replay.apply(self, token, hidden_states, *self.parameters)  # type: ignore[return-value]
+
+    def replay_forward(self, hidden_states: Tensor) -> Tensor:
+        """The output, in memory that the next replay writes over."""
+        self.hidden_states.copy_(hidden_states)
+        self._forward_graph.replay()
+        return self._output.detach()
+
+    def replay_backward(self, grad_output: Tensor) -> list[Tensor | None]:
+        """The gradients of hidden_states and the parameters; those of the parameters the caller may keep."""
+        self._grad_output.copy_(grad_output)
+        self._backward_graph.replay()
+        copies = iter(torch._foreach_mul([grad for grad in self._grads if grad is not None], 1.0))
+        return [self._grad_hidden, *(None if grad is None else next(copies) for grad in self._grads)]
+
+
+class _Token:
+    """Lives as long as the autograd graph of one replayed forward pass."""
+
+    done = False
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recording: Recording, token: _Token, hidden_states: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.recording, ctx.token = recording, token
+        return recording.replay_forward(hidden_states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.token.done:
+            raise RuntimeError("a replayed backward pass runs once: what it reads has been written over")
+        ctx.token.done = True
+        return None, None, *ctx.recording.replay_backward(grad_output)
+
+
+class _Plain(nn.Module):
+    """The backbone with its own forward, and its last output alone."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, hidden_states: Tensor, packing: Packing | None) -> Tensor:
+        return Backbone.forward(self.backbone, hidden_states, packing)[-1]
+
+
+def _key(hidden_states: Tensor, packing: Packing | None) -> Hashable:
+    """What two passes must share for one recording to serve both."""
+    kind = hidden_states.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    packed = None if packing is None else (packing.packed, packing.sequence_id.dtype)
+    return hidden_states.shape, hidden_states.dtype, packed, autocast
+
+
+def _more_than_tensors(backbone: Backbone) -> str | None:
+    """What a pass does besides computing its output, which a replay would leave out."""
+    for name, module in backbone.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return f"{name or 'the backbone'} has hooks, which a replay would not call"
+        if isinstance(module, CrossDomainExperts) and module.config.load_balancing:
+            return f"{name} adds to the loss (load_balancing)"
+    return None

@@ -1,0 +1,220 @@
+"""Recorded training passes: on the CPU by recordings that run again what a GPU would replay, on a GPU for real."""
+
+import copy
+
+import pytest
+import torch
+
+from anymixer.errors import UserError
+from anymixer.layers.packing import make_packing
+from anymixer.models import ModelConfig, build_model
+from anymixer.models.backbone import Backbone
+from anymixer.training.cuda_graphs import EAGER_PASSES, GraphedForward, Recording, use_cuda_graphs
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Again:
+    """In a graph's place: `replay` calls a function."""
+
+    def __init__(self, function):
+        self.replay = function
+
+
+class RunAgain(Recording):
+    """Runs passes again, over the same memory as a replay would: results of one are written over by the next."""
+
+    def _record(self, forward, inputs, shared):
+        self._output = forward().detach()
+        self._grad_output = torch.zeros_like(self._output)
+
+        def forward_again():
+            with torch.enable_grad():
+                self.live = forward()
+            self._output.copy_(self.live.detach())
+
+        def backward_again():
+            self._keep(*torch.autograd.grad(self.live, inputs, self._grad_output, allow_unused=True))
+
+        self._forward_graph, self._backward_graph = Again(forward_again), Again(backward_again)
+
+
+def tiny_model(mixer: dict, device: str = "cpu") -> torch.nn.Module:
+    torch.manual_seed(0)
+    options = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "hidden_dropout_prob": 0.0}
+    return build_model(ModelConfig(mixer=mixer, model_config=options)).to(device).train()
+
+
+MIXERS = [{"name": "attention", "num_heads": 2}, {"name": "hydra", "d_state": 16, "headdim": 16}]
+
+
+def batch_of(seed: int, rows: int = 2, length: int = 12, device: str = "cpu") -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 64, (rows, length), generator=generator)
+    cut = int(torch.randint(2, length - 2, (1,), generator=generator))
+    sequence_id = torch.where(torch.arange(length) < cut, 0, 1).expand(rows, length).clone()
+    sequence_id[:, -1] = -1
+    labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.5, ids, -100)
+    batch = {"input_ids": ids, "labels": labels, "sequence_id": sequence_id}
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def train(model: torch.nn.Module, steps: int, microbatches: int = 2, device: str = "cpu") -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        for part in range(microbatches):
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = model(**batch_of(step * microbatches + part, device=device)).loss
+            loss.backward()
+            losses.append(loss.item())
+        optimizer.step()
+    return losses
+
+
+def graphed(model: torch.nn.Module, record=None) -> GraphedForward:
+    use_cuda_graphs(model)
+    forward = next(m for m in model.modules() if isinstance(m, Backbone)).forward
+    forward.record = record or forward.record
+    return forward
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: mixer["name"])
+def test_replayed_training_gives_the_same_losses(mixer):
+    """Two microbatches a step: the gradients of the first must outlive the replay of the second."""
+    model = tiny_model(mixer)
+    twin = copy.deepcopy(model)
+    forward = graphed(twin, RunAgain)
+    assert train(twin, 4) == pytest.approx(train(model, 4), abs=1e-6)
+    (recording,) = forward.recordings.values()
+    assert recording is not None and recording.live is not None
+    for (name, ours), theirs in zip(twin.named_parameters(), model.parameters()):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@on_gpu
+@pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: mixer["name"])
+def test_recorded_training_on_a_gpu_gives_the_same_losses(mixer):
+    """The same kernels in the same order."""
+    model = tiny_model(mixer, "cuda")
+    twin = copy.deepcopy(model)
+    forward = graphed(twin)
+    assert train(twin, 5, device="cuda") == pytest.approx(train(model, 5, device="cuda"), abs=1e-4)
+    (recording,) = forward.recordings.values()
+    assert recording is not None
+
+
+def passes(model, forward, **changes):
+    """Run one training pass; return how many recordings there are."""
+    batch = batch_of(0) | changes
+    model(**batch).loss.backward()
+    return len(forward.recordings)
+
+
+def test_a_pass_is_recorded_once_its_shape_has_come_often_enough():
+    model = tiny_model(MIXERS[0])
+    forward = graphed(model, RunAgain)
+    assert [passes(model, forward) for _ in range(EAGER_PASSES + 2)] == [0] * EAGER_PASSES + [1, 1]
+    longer = batch_of(0, length=16)
+    assert [passes(model, forward, **longer) for _ in range(EAGER_PASSES + 1)] == [1] * EAGER_PASSES + [2]
+
+
+def test_what_does_not_train_is_not_recorded():
+    model = tiny_model(MIXERS[0])
+    forward = graphed(model, RunAgain)
+    for _ in range(5):
+        with torch.no_grad():
+            model(**batch_of(0))
+        model.eval()
+        model(**batch_of(0))
+        model.train()
+        assert len(model(**batch_of(0), output_hidden_states=True).hidden_states) == 3
+    assert not forward.passes and not forward.recordings
+
+
+def test_a_pass_between_a_replay_and_its_backward_pass_does_not_replay():
+    model = tiny_model(MIXERS[0])
+    plain = copy.deepcopy(model)
+    forward = graphed(model, RunAgain)
+    while not forward.recordings:
+        passes(model, forward)
+    model.zero_grad()
+    first = model(**batch_of(1)).loss
+    second = model(**batch_of(2)).loss
+    (first + second).backward()
+    (plain(**batch_of(1)).loss + plain(**batch_of(2)).loss).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_a_forward_pass_that_fails_later_does_not_keep_the_next_from_replaying():
+    model = tiny_model(MIXERS[0])
+    forward = graphed(model, RunAgain)
+    while not forward.recordings:
+        passes(model, forward)
+    (recording,) = forward.recordings.values()
+    kept = model(**batch_of(1)).loss
+    assert recording.pending
+    del kept
+    assert not recording.pending
+
+
+def test_a_second_backward_pass_is_refused():
+    model = tiny_model(MIXERS[0])
+    forward = graphed(model, RunAgain)
+    while not forward.recordings:
+        passes(model, forward)
+    loss = model(**batch_of(1)).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="runs once"):
+        loss.backward()
+
+
+def test_hooks_and_lack_of_memory_are_said_and_change_nothing(caplog):
+    model = tiny_model(MIXERS[0])
+    forward = graphed(model, RunAgain)
+    hook = forward.backbone.layers[0].register_forward_hook(lambda *_: None)
+    for _ in range(4):
+        passes(model, forward)
+    assert "layers.0 has hooks" in caplog.text and list(forward.recordings.values()) == [None]
+    hook.remove()
+
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    forward = graphed(model, full)
+    for _ in range(4):
+        passes(model, forward)
+    assert "no memory to record a pass of (2, 12, 32)" in caplog.text and list(forward.recordings.values()) == [None]
+
+
+def test_a_model_of_others_is_refused():
+    with pytest.raises(UserError, match="cuda_graphs: Linear has no backbone"):
+        use_cuda_graphs(torch.nn.Linear(2, 2))
+
+
+def test_the_packing_of_each_pass_is_read():
+    """Sequence ids are an input of the replay like any other."""
+    model = tiny_model(MIXERS[1])
+    plain = copy.deepcopy(model)
+    forward = graphed(model, RunAgain)
+    while not forward.recordings:
+        passes(model, forward)
+    hidden = torch.randn(2, 12, 32, requires_grad=True)
+    packing = make_packing(None, batch_of(7)["sequence_id"])
+    (output,) = forward(hidden, packing)
+    (expected,) = next(m for m in plain.modules() if isinstance(m, Backbone))(hidden, packing)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_copy_of_the_model_records_for_itself():
+    """As algorithms do that average weights."""
+    model = tiny_model(MIXERS[0])
+    forward = graphed(model, RunAgain)
+    while not forward.recordings:
+        passes(model, forward)
+    twin = copy.deepcopy(model)
+    theirs = next(m for m in twin.modules() if isinstance(m, Backbone))
+    assert theirs.forward.backbone is theirs and not theirs.forward.recordings
+    assert train(twin, 4) == pytest.approx(train(model, 4), abs=1e-6)
