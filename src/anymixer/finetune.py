@@ -1,7 +1,7 @@
 """A GLUE run from start to end: plan the jobs, run what is missing, report what is there."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -87,15 +87,15 @@ def print_graph(config: GlueConfig) -> None:
 
 def _run_all(config: GlueConfig, facts: Facts, graph: Graph, store: Store, runner: Runner, total: int) -> None:
     """Run the graph, and what it grows by where a grid's results decide what comes next."""
+
+    def grow(scores: Mapping[str, float | None]) -> Sequence[Node]:
+        grown = build_graph(config, facts, scores)
+        store.write_plan(_plan(config, facts, grown))
+        return grown.nodes
+
     try:
-        while True:
-            store.write_plan(_plan(config, facts, graph))
-            runner.run(graph.nodes, total)
-            grown = build_graph(config, facts, runner.outcome.scores())
-            if {node.job_id for node in grown.nodes} <= {node.job_id for node in graph.nodes}:
-                store.write_plan(_plan(config, facts, grown))
-                return
-            graph = grown
+        store.write_plan(_plan(config, facts, graph))
+        runner.run(graph.nodes, total, grow)
     except (KeyboardInterrupt, SystemExit):
         done = len(runner.outcome.finished)
         print(f"\ninterrupted: {done} of {total} jobs have finished; start the same command again to run the rest")

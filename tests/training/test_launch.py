@@ -1,7 +1,9 @@
+import anymixer_kernels
 import pytest
 import torch
 
 from anymixer.errors import UserError
+from anymixer.training import trainer_config
 from anymixer.training.launch import plan_launch, save_folder, saves_shards
 
 
@@ -90,8 +92,18 @@ def test_where_and_how_checkpoints_are_written(tiny_run, tmp_path):
     assert saves_shards(tiny_run.config(**fsdp)) and not saves_shards(tiny_run.config())
 
 
-def test_a_backend_that_cannot_run_is_refused(tiny_run, monkeypatch):
-    monkeypatch.setattr("anymixer_kernels.backend.triton_problem", lambda device: "it is out today")
+@pytest.mark.parametrize("backend", ["triton", "mamba_ssm"])
+def test_a_backend_that_cannot_run_is_refused(tiny_run, monkeypatch, backend):
+    monkeypatch.setattr(f"anymixer_kernels.backend.{backend}_problem", lambda device: "it is out today")
     with pytest.raises(UserError, match=r"^backend: it is out today"):
-        plan_launch(tiny_run.config(backend="triton"))
+        plan_launch(tiny_run.config(backend=backend))
     plan_launch(tiny_run.config(backend="auto"))
+
+
+def test_the_backends_are_those_of_the_kernels():
+    assert trainer_config.BACKENDS == anymixer_kernels.BACKENDS
+
+
+def test_mamba_ssm_on_a_cpu_is_refused(tiny_run):
+    with pytest.raises(UserError, match=r"^backend: mamba-ssm does not run on 'cpu'"):
+        plan_launch(tiny_run.config(backend="mamba_ssm"))

@@ -44,6 +44,8 @@ def test_the_defaults_are_valid():
         ({"parallelism_config": {"fsdp": {}}}, "device_train_microbatch_size: .*FSDP2"),
         ({"seed": -1}, "seed"),
         ({"dist_timeout": 0.0}, "dist_timeout"),
+        ({"rank_timeout": 2.0}, "rank_timeout"),
+        ({"rank_timeout": -1.0}, "rank_timeout"),
     ],
 )
 def test_a_bad_value_names_its_key(changes, key):

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,29 @@ class KillAfter(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class HangInLoader(Callback):
+    """Wait for ever for the batch after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if int(state.timestamp.batch) == self.step:
+            dataset = state.dataloader.dataset  # type: ignore[union-attr]
+            dataset.__class__.__getitem__ = lambda *_: time.sleep(3600)
+
+
+class Fail(Callback):
+    """Raise at the end of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if int(state.timestamp.batch) == self.step:
+            raise ValueError(f"rank {dist.get_global_rank()} finds a fault")
+
+
 def kill_while_saving(number: int) -> None:
     """Die as by `kill -9` when half of checkpoint `number` (from 1) is written."""
     from composer.utils import checkpoint
@@ -196,6 +220,9 @@ def train(made: TrainerConfig, options: dict[str, Any] | None = None, out: Path 
         callbacks.append(StopAfter(options["stop_after"]))
     if "kill_after" in options:
         callbacks.append(KillAfter(options["kill_after"]))
+    for name, make in {"hang": HangInLoader, "fail": Fail}.items():
+        if name in options and options[name]["rank"] == dist.get_global_rank():
+            callbacks.append(make(options[name]["step"]))
     if "kill_while_saving" in options:
         kill_while_saving(options["kill_while_saving"])
     batch = plan.device_train_batch_size

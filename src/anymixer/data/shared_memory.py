@@ -14,11 +14,13 @@ without a claim.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -60,11 +62,26 @@ def claim(number: int) -> None:
     segment = _segment(number)
     if not segment.exists():
         return
-    descriptor = os.open(SHARED_MEMORY / f"{number:06}{_CLAIM_SUFFIX}", os.O_RDWR | os.O_CREAT, 0o600)
+    path = SHARED_MEMORY / f"{number:06}{_CLAIM_SUFFIX}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(segment.stat().st_ino).encode(), 0)
     _held.append(descriptor)
+    _remove_at_the_end(path, descriptor)
+
+
+def _remove_at_the_end(path: Path, descriptor: int) -> None:
+    """Have a claim go with its segments: when this process ends, or by Python's tracker of what a killed one leaves."""
+    resource_tracker.register(f"/{path.name}", "shared_memory")
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:  # else the number is another program's now
+                path.unlink()
+        resource_tracker.unregister(f"/{path.name}", "shared_memory")
+
+    atexit.register(remove)
 
 
 def clear_stale() -> list[int]:

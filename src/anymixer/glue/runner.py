@@ -20,6 +20,8 @@ from anymixer.glue.graph import Node
 from anymixer.glue.results import LOCK_NAME, Failure, Store, try_lock
 from anymixer.glue.spec import JobResult
 
+# Scores of the jobs that have ended -> all jobs that are known then; as `Outcome.scores` and `build_graph`.
+Grow = Callable[[Mapping[str, float | None]], Sequence[Node]]
 JOB_COMMAND = (sys.executable, "-m", "anymixer.glue.job")
 ATTEMPTS = 2
 LOG_LINES = 15
@@ -85,23 +87,31 @@ class Runner:
         self._told: set[str] = set()
         self._total = 0
 
-    def run(self, nodes: Sequence[Node], total: int) -> None:
+    def run(self, nodes: Sequence[Node], total: int, grow: Grow | None = None) -> None:
         """Run what is not finished yet, and return when every job is, or has failed.
 
-        total: how many jobs the whole run has, for the lines that are printed. Ctrl-C and SIGTERM end the jobs'
-        processes and are passed on.
+        total: how many jobs the whole run has, for the lines that are printed. grow: the jobs that are known once these
+        have ended, given their scores; asked whenever one ends, so that no slot is idle while others still run. Ctrl-C
+        and SIGTERM end the jobs' processes and are passed on.
         """
         self._total = total
+        known, settled = {node.job_id for node in nodes}, -1
         waiting = [node for node in nodes if not self._is_settled(node)]
         try:
             with _signals_put_off() as raise_noted:
-                while waiting or self._running:
+                while True:
                     raise_noted()
                     self._end_overdue()
                     self._collect(waiting)
                     waiting = self._start_ready(waiting)
-                    if waiting or self._running:
+                    if grow is not None and settled != (settled := self._settled()):
+                        grown = [node for node in grow(self.outcome.scores()) if node.job_id not in known]
+                        known |= {node.job_id for node in grown}
+                        waiting += grown
+                    elif waiting or self._running:
                         time.sleep(_POLL)
+                    else:
+                        return
         except BaseException:
             self._stop()
             raise
@@ -244,8 +254,11 @@ class Runner:
         text = self.store.log(running.node.job_id).read_bytes()[running.log_start :].decode(errors="replace")
         return [line.rstrip() for line in text.splitlines() if line.strip()][-LOG_LINES:]
 
+    def _settled(self) -> int:
+        return len(self.outcome.finished) + len(self.outcome.failed)
+
     def _place(self) -> str:
-        done = len(self.outcome.finished) + len(self.outcome.failed)
+        done = self._settled()
         return f"[{done}/{max(self._total, done)}]"
 
     def _stop(self) -> None:

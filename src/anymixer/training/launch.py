@@ -1,5 +1,6 @@
 """What a configuration comes to on this machine (device, precision, batch sizes), checked before any work."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from composer.utils import dist, format_name_with_dist, get_device
 
 from anymixer.errors import UserError
 from anymixer.training.checkpoints import list_checkpoints
+from anymixer.training.rank_watch import start_watch
 from anymixer.training.trainer_config import TrainerConfig
 
 # Without a key that says otherwise, evaluation takes at most this many sequences at once: the training
@@ -63,14 +65,19 @@ def plan_launch(config: TrainerConfig) -> LaunchPlan:
         device_eval_batch_size=_eval_batch(config, world_size, train),
     )
     _check_backend(config, device)
+    if config.cuda_graphs and device != "gpu":
+        raise UserError(f"cuda_graphs: needs a GPU, but this run is on '{device}'; remove the key")
     _check_save_folder(config)
     return plan
 
 
 def initialize_distributed(plan: LaunchPlan, config: TrainerConfig) -> None:
-    """Join the ranks, where there are several; to be called before a dataset or a model is made."""
+    """Join the ranks, where there are several, and watch over them; before a dataset or a model is made."""
     if plan.world_size > 1 or config.parallelism_config:
+        if "GROUP_RANK" in os.environ:  # torchrun's name for what Composer asks for
+            os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
         dist.initialize_dist(get_device(plan.device), config.dist_timeout)
+        start_watch(config.rank_timeout, config.dist_timeout)
 
 
 def save_folder(config: TrainerConfig) -> Path | None:
@@ -108,11 +115,12 @@ def _precision(config: TrainerConfig, device: str) -> str:
 
 
 def _check_backend(config: TrainerConfig, device: str) -> None:
-    if config.backend != "triton":
+    if config.backend not in ("triton", "mamba_ssm"):
         return
-    from anymixer_kernels.backend import triton_problem
+    from anymixer_kernels import backend
 
-    if problem := triton_problem("cuda" if device == "gpu" else device):
+    find_problem = backend.triton_problem if config.backend == "triton" else backend.mamba_ssm_problem
+    if problem := find_problem("cuda" if device == "gpu" else device):
         raise UserError(f"backend: {problem}; auto takes what runs here")
 
 

@@ -1,5 +1,6 @@
 """Build Composer's Trainer from a configuration, and run it."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from anymixer.training.algorithms import ALGORITHMS
 from anymixer.training.callbacks import CALLBACKS
 from anymixer.training.checkpoints import check_load_path, recover
 from anymixer.training.composer_model import MixerComposerModel
+from anymixer.training.cuda_graphs import use_cuda_graphs
 from anymixer.training.launch import (
     LaunchPlan,
     initialize_distributed,
@@ -27,6 +29,7 @@ from anymixer.training.launch import (
 from anymixer.training.loggers import LOGGERS
 from anymixer.training.optimizers import build_optimizer
 from anymixer.training.parallelism import build_parallelism
+from anymixer.training.rank_watch import RankProgress, ends_told
 from anymixer.training.run_callbacks import LaunchReport, RunConfig, say
 from anymixer.training.schedulers import build_scheduler
 from anymixer.training.step_seed import StepSeed
@@ -67,6 +70,7 @@ def build_trainer(
     set_backend(config.backend)
     initialize_distributed(plan, config)
     callbacks = [
+        RankProgress(),
         StepSeed(),
         LaunchReport(plan.describe(config)),
         RunConfig(hparams or {}),
@@ -74,6 +78,8 @@ def build_trainer(
         *extra_callbacks,
     ]
     wrapped = model if isinstance(model, HuggingFaceModel) else MixerComposerModel(model, tokenizer)
+    if config.cuda_graphs:
+        use_cuda_graphs(wrapped)
     fused = plan.device == "gpu" and not config.parallelism_config
     kwargs = {
         "model": wrapped,
@@ -99,7 +105,8 @@ def build_trainer(
 def fit(trainer: Trainer) -> bool:
     """Train to `max_duration`; return False, having said so, when a resumed run had already got there.
 
-    Raises UserError when `save_folder` holds checkpoints that are further than this run.
+    Raises UserError when `save_folder` holds checkpoints that are further than this run, and
+    SystemExit(rank_watch.LOST_RANK) when another rank is lost.
     """
     state = trainer.state
     assert state.max_duration is not None  # build_trainer always sets it
@@ -108,7 +115,8 @@ def fit(trainer: Trainer) -> bool:
         say(f"nothing left to train: {done} of {state.max_duration} are done")
         return False
     try:
-        trainer.fit()
+        with ends_told():
+            trainer.fit()
     except FileExistsError as error:
         raise UserError(f"save_folder: {error}") from error
     return True
@@ -183,12 +191,23 @@ def _prepare_checkpoints(config: TrainerConfig) -> None:
     dist.barrier()
 
 
+class _RankTrainer(Trainer):
+    """Composer's Trainer, which does not wait for the other ranks when it is closed because this one fails."""
+
+    def close(self) -> None:
+        """Close what runs beside the training; without an exception on its way, wait for the other ranks to do so."""
+        if sys.exc_info()[1] is None:
+            super().close()
+        else:
+            self.engine.close()
+
+
 def _construct(config: TrainerConfig, kwargs: dict[str, Any]) -> Trainer:
     from torch.distributed.checkpoint import CheckpointException
 
     key = "load_path" if config.load_path else "save_folder"
     try:
-        return Trainer(**kwargs)
+        return _RankTrainer(**kwargs)
     except RefusedCheckpoint as error:
         raise UserError(f"{key}: {getattr(config, key)}: {error}") from error
     except CheckpointException as error:  # what reading shards failed with, on each rank

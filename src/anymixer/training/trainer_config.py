@@ -13,9 +13,11 @@ from anymixer.training.times import parse_time, scheduler_unit
 PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16", "amp_fp8")
 DEVICES = ("cpu", "gpu", "mps")
 # As in anymixer_kernels.BACKENDS, which only torch's import would give.
-BACKENDS = ("auto", "triton", "torch", "reference")
+BACKENDS = ("auto", "triton", "torch", "reference", "mamba_ssm")
 DECAYS = ("linear", "sqrt")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+# Signs of life come once a second; a machine that is busy may delay a few.
+MIN_RANK_TIMEOUT = 5.0
 # Composer adds the rank to the seed and allows sums below 2**32.
 MAX_SEED = 2**32 - 2**16
 
@@ -102,6 +104,7 @@ class TrainerConfig:
         whole batch on a CPU.
     precision: "auto" is amp_bf16 on a GPU and fp32 elsewhere.
     backend: which form of the mixing ops runs: one of anymixer_kernels.BACKENDS; "auto" is Triton's on a GPU.
+    cuda_graphs: record the layers' training passes and replay them, on a GPU, where the batch keeps its shape.
     parallelism_config: None is DDP (with more than one rank); {"fsdp": {...}} is FSDP2, with the keys of
         composer.utils.parallelism.FSDP2Config.
     algorithms, callbacks, loggers: name -> keyword arguments, from the tables of this package.
@@ -109,6 +112,8 @@ class TrainerConfig:
     load_path: a checkpoint to start from: everything (weights, optimizer, data position), or with
         `load_weights_only` the weights alone. A checkpoint found by `autoresume` goes first.
     dist_timeout: seconds that one rank waits for another.
+    rank_timeout: seconds without a sign of life after which a rank counts as lost, which ends the launch; signs of life
+        need no step to end, so however long steps take. 0: none are given.
     """
 
     run_name: str | None = None
@@ -133,9 +138,11 @@ class TrainerConfig:
     device: str | None = None
     compile: bool = False
     backend: str = "auto"
+    cuda_graphs: bool = False
     deterministic_mode: bool = False
     parallelism_config: dict[str, Any] | None = None
     dist_timeout: float = 300.0
+    rank_timeout: float = 45.0
 
     progress_bar: bool = True
     log_to_console: bool = False
@@ -176,6 +183,10 @@ class TrainerConfig:
             raise UserError(f"seed: {self.seed} must lie between 0 and {MAX_SEED}")
         if not self.dist_timeout > 0:
             raise UserError(f"dist_timeout: {self.dist_timeout} seconds must be above 0")
+        if self.rank_timeout != 0 and not self.rank_timeout >= MIN_RANK_TIMEOUT:
+            raise UserError(
+                f"rank_timeout: {self.rank_timeout} must be 0 (do not watch) or at least {MIN_RANK_TIMEOUT:g} seconds"
+            )
 
     def _validate_choices(self) -> None:
         choices = {
@@ -206,8 +217,12 @@ class TrainerConfig:
             raise UserError("load_weights_only: has no effect without load_path; name the checkpoint")
 
     def _validate_parallelism(self) -> None:
+        if self.cuda_graphs and self.compile:
+            raise UserError("cuda_graphs: cannot be joined with compile: true; choose one")
         if not self.parallelism_config:
             return
+        if self.cuda_graphs:
+            raise UserError("cuda_graphs: cannot record parameters that FSDP2 shards (parallelism_config.fsdp)")
         unknown = [name for name in self.parallelism_config if name != "fsdp"]
         if unknown:
             raise UserError(f"parallelism_config.{unknown[0]}: unknown key; the only one is 'fsdp' (FSDP2)")

@@ -1,0 +1,101 @@
+"""The benchmark of several ranks: what it launches, and what it makes of a profile."""
+
+import argparse
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from anymixer.config import load_config
+
+ROOT = Path(__file__).parents[2]
+HYDRA, BERT = (str(ROOT / "yamls" / "pretrain" / name) for name in ("hydra.yaml", "bert.yaml"))
+
+
+@pytest.fixture
+def scaling(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("scaling")
+
+
+@pytest.fixture
+def scaling_rank(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("scaling_rank")
+
+
+def options(**changes):
+    defaults = {
+        "files": [HYDRA],
+        "data": "data/wiki",
+        "tokenizer": None,
+        "ranks": [1, 2, 4],
+        "batch": 64,
+        "microbatches": 2,
+        "steps": 20,
+        "profiled": 3,
+        "parallel": ["ddp", "fsdp2"],
+        "scaling": ["strong", "weak"],
+        "device": "cpu",
+        "set": [],
+    }
+    return argparse.Namespace(**(defaults | changes))
+
+
+def test_one_rank_comes_first_and_weak_scaling_grows_the_batch(scaling):
+    found = list(scaling.cases(options()))
+    assert len(found) == 9 and (found[0].ranks, found[0].batch, found[0].name) == (1, 64, "hydra 1 rank")
+    assert [case.batch for case in found[1:]] == [64, 128, 64, 128, 64, 256, 64, 256]
+
+
+@pytest.mark.parametrize("file", [HYDRA, BERT])
+def test_every_launch_is_of_a_valid_run_without_dropout(scaling, file, tmp_path):
+    for case in scaling.cases(options(files=[file])):
+        words = scaling.command(case, tmp_path, options())
+        overrides = [word for word in words[words.index(file) + 1 :]]
+        config = load_config(file, overrides)
+        assert config.device_train_microbatch_size * 2 * case.ranks == config.global_train_batch_size == case.batch
+        assert bool(config.parallelism_config) == (case.parallel == "fsdp2")
+        assert words[words.index("-n") + 1] == str(case.ranks)
+        sizes = config.hugging_face_config() if hasattr(config, "hugging_face_config") else None
+        model = (sizes or config.model.hugging_face_config()).to_dict()
+        dropouts = [value for key, value in model.items() if key.endswith("dropout_prob")]
+        assert dropouts and not any(dropouts)
+        assert not config.model.mixer.get("dropout")
+
+
+def event(name, start, end, device=torch.autograd.DeviceType.CUDA):
+    return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=start, end=end))
+
+
+def test_what_no_kernel_hides_is_told_apart(scaling_rank):
+    cpu = torch.autograd.DeviceType.CPU
+    events = [
+        event("gemm", 0, 40),
+        event("gemm", 50, 60),
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 30, 70),
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 65, 80),
+        event("nccl:all_reduce", 0, 100),
+        event("aten::mm", 0, 100, cpu),
+        event("gemm", 90, 100),
+    ]
+    shares = scaling_rank.communication_shares(events, cuda=True)
+    assert shares == {"exchanging": pytest.approx(0.5), "alone": pytest.approx(0.3)}
+
+
+def test_on_a_cpu_it_is_gloo_s_share(scaling_rank):
+    cpu = torch.autograd.DeviceType.CPU
+    events = [event("gloo:all_reduce", 10, 20, cpu), event("aten::mm", 0, 50, cpu)]
+    assert scaling_rank.communication_shares(events, cuda=False) == {"exchanging": pytest.approx(0.2), "alone": None}
+
+
+def test_efficiency_is_a_rank_s_share_of_one_alone(scaling):
+    one, two, *_ = scaling.cases(options())
+    alone = scaling.Figures(100.0, 2**30, {1: 4.0, 2: 3.0}, None, None)
+    pair = scaling.Figures(190.0, 2**30, {1: 4.0, 2: 3.001}, 0.25, 0.1)
+    cells = dict(zip(scaling.COLUMNS, scaling.row(two, pair, alone)))
+    assert cells["efficiency"] == "0.950" and cells["largest difference"] == "0.0010"
+    assert cells["communicating"] == "25.0%" and cells["alone"] == "10.0%" and cells["parallel"] == "DDP"
+    assert dict(zip(scaling.COLUMNS, scaling.row(one, alone, alone)))["efficiency"] == "1.000"

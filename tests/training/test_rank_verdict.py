@@ -1,0 +1,112 @@
+"""What the ranks of a launch conclude from what they told each other, case by case."""
+
+from dataclasses import replace
+
+import pytest
+
+from anymixer.training.rank_verdict import Beat, Seen, judge, unanswered
+
+NOW = 1000.0
+LIMITS = {"rank_timeout": 45.0, "dist_timeout": 300.0}
+
+
+def launch(ranks=3, **doing):
+    """Ranks that beat just now, one step after the other; `rank1={...}` changes what rank 1 tells."""
+    seen = {}
+    for rank in range(ranks):
+        changes = {"step": 6, "moves": 50, "doing": "forward (a.py:1)"} | doing.get(f"rank{rank}", {})
+        at = {name: NOW - changes.pop(f"{name}_ago", 0.5) for name in ("beat", "moved")}
+        beat = Beat(rank=rank, host="node7", machine="node7 pid:[1]", pid=100 + rank, born=0.0, **changes)
+        seen[rank] = Seen(beat, at["beat"], at["moved"])
+    return seen
+
+
+def verdict(seen, me=0, exchanged_ago=0.1, states=None, **more):
+    states = states or {}
+    return judge(
+        seen, me, NOW - exchanged_ago, NOW, **LIMITS, condition=lambda beat: states.get(beat.rank, "running"), **more
+    )
+
+
+def test_a_launch_that_runs_is_left_alone():
+    assert verdict(launch()) is None
+    assert verdict(launch(rank1={"moves": 3, "moved_ago": 250.0}, rank2={"moved_ago": 20.0})) is None
+
+
+@pytest.mark.parametrize("seconds", [200.0, 3600.0])
+def test_a_long_step_of_all_ranks_is_left_alone(seconds):
+    compiling = {"doing": "compiling (convert_frame.py:9)", "moved_ago": seconds}
+    assert verdict(launch(rank0=compiling, rank1=compiling, rank2=compiling)) is None
+
+
+def test_a_rank_that_died_is_named_with_its_last_step():
+    seen = launch(rank1={"doing": "backward (graph.py:824)"}, rank0={"doing": "waiting (c10d.py:3)", "step": 7})
+    found = verdict(seen, states={1: "gone"})
+    assert found.lost == (1,) and found.speaker == 0
+    assert "rank 1 (process 101 on node7) has died; last seen in step 7: backward (graph.py:824)." in found.text
+    assert "rank 0 (process 100 on node7) is in step 8: waiting (c10d.py:3)." in found.text
+
+
+def test_the_lowest_of_the_others_speaks():
+    assert verdict(launch(), me=2, states={0: "gone", 1: "gone"}).speaker == 2
+
+
+def test_a_rank_that_came_to_its_end_is_not_missed():
+    assert verdict(launch(rank1={"ending": True, "beat_ago": 500.0}), states={1: "gone"}) is None
+
+
+def test_silence_counts_up_to_the_last_exchange_alone():
+    silent = launch(rank2={"beat_ago": 60.0})
+    assert verdict(silent, exchanged_ago=30.0) is None
+    found = verdict(silent, states={2: "stopped"})
+    assert found.lost == (2,) and "no sign of life for 45 s (the process is stopped)" in found.text
+
+
+def test_those_who_are_behind_keep_the_others_waiting():
+    waiting = {"moves": 51, "waits": True, "doing": "waiting for the other ranks", "moved_ago": 280.0}
+    slow = {"doing": "waiting for a batch from the data loader", "moved_ago": 290.0}
+    found = verdict(launch(rank0=waiting, rank1=slow, rank2=waiting))
+    assert found.lost == (1,) and "has kept the others waiting for 300 s" in found.text
+    assert "last seen in step 7: waiting for a batch from the data loader" in found.text
+    assert verdict(launch(rank0=waiting, rank1=slow | {"moved_ago": 260.0}, rank2=waiting)) is None
+
+
+def test_of_ranks_as_far_as_each_other_the_one_that_does_not_wait_is_behind():
+    waiting = {"waits": True, "moved_ago": 280.0}
+    found = verdict(launch(rank0=waiting, rank1={"moved_ago": 280.0}, rank2=waiting))
+    assert found.lost == (1,)
+    assert verdict(launch(rank0=waiting, rank1=waiting, rank2=waiting)) is None
+
+
+def test_a_failure_is_told_after_a_while_or_at_once_to_who_has_felt_it():
+    failed = {"failure": "OutOfMemoryError: CUDA", "ending": True, "beat_ago": 1.0}
+    assert verdict(launch(rank1=failed)) is None
+    for found in (verdict(launch(rank1=failed | {"beat_ago": 6.0})), verdict(launch(rank1=failed), impatient=True)):
+        assert found.lost == (1,) and "has failed (OutOfMemoryError: CUDA)" in found.text
+
+
+def test_where_all_are_asked_to_end_nobody_has_failed():
+    asked = {"failure": "was asked to end", "ending": True, "beat_ago": 6.0}
+    assert verdict(launch(rank0=asked, rank1=asked, rank2=asked), impatient=True, asked_to_end=True) is None
+    assert verdict(launch(rank1=asked)).lost == (1,)
+
+
+def test_what_another_rank_has_concluded_is_taken_over():
+    found = verdict(launch(rank2={"verdict": "rank 1 has died", "speaker": 0}))
+    assert (found.text, found.lost, found.speaker) == ("rank 1 has died", (), 0)
+
+
+def test_many_lost_ranks_are_counted():
+    found = verdict(launch(9), states=dict.fromkeys(range(1, 9), "gone"))
+    assert found.text.count("has died") == 4 and "and 4 ranks more" in found.text
+
+
+def test_rank_0_keeps_what_is_told():
+    found = unanswered(launch(), lambda beat: "stopped")
+    assert found.lost == (0,) and found.speaker == 1 and "rank 0 (process 100 on node7) answers no more" in found.text
+    assert "has died" in unanswered(launch(), lambda beat: "gone").text
+
+
+def test_a_beat_survives_its_way_through_the_store():
+    beat = replace(launch()[1].beat, failure='"quoted"\nlines', verdict="x", speaker=1)
+    assert Beat.from_json(beat.to_json()) == beat
