@@ -1,15 +1,20 @@
 """`anymixer export` from the folder of a run, from what is left of one, and from what is none."""
 
 import errno
+import functools
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from anymixer.errors import UserError
 from anymixer.export import export_checkpoint as command
+from anymixer.export import verify
 from anymixer.export.export_checkpoint import export_checkpoint
 from anymixer.export.folder import build_exported, write_folder
 from anymixer.export.source import open_checkpoint
@@ -216,6 +221,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, 
     error = capsys.readouterr().err
     assert error.startswith(f"error: {out}: cannot be written: ") and "No space left on device" in error
     assert error.count("\n") == 1 and leftovers(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+@pytest.mark.parametrize("room", [1_000, 100_000], ids=["for no code", "for no answer"])
+def test_a_full_disk_under_the_process_that_verifies_is_one_line(run, tmp_path, monkeypatch, room, call_cli, capsys):
+    """It writes to the temporary folder, whose disk may be another one than OUT's."""
+    import resource
+
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
+    limited = functools.partial(subprocess.run, preexec_fn=limit)
+    monkeypatch.setattr(verify, "subprocess", SimpleNamespace(run=limited))
+    assert call_cli("export", run, tmp_path / "model") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the process that verifies, in ") and "(TMPDIR), ended with 1" in error
+    assert "File too large" in error and error.count("\n") == 1 and leftovers(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(run, tmp_path):

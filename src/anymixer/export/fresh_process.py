@@ -7,6 +7,7 @@ ANSWER: what the models give for each folder's rows of token ids ("0.0", "0.1", 
 the ids of its texts, whatever transformers did not find where it should be, and the error where it failed.
 """
 
+import errno
 import json
 import sys
 from importlib.abc import MetaPathFinder
@@ -59,6 +60,15 @@ def outputs(model, rows: list[list[int]]) -> list:
     return [value[mask.bool()] if value.shape[:2] == mask.shape else value for value in kept]
 
 
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether the disk of this process's own files is, to which transformers copies the code: no fault of a folder."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__context__
+    return False
+
+
 def main(request_file: str, answer_file: str) -> None:
     """Answer a request."""
     with open(request_file, encoding="utf-8") as file:
@@ -77,7 +87,10 @@ def main(request_file: str, answer_file: str) -> None:
             if asked["texts"]:
                 tokenizer = AutoTokenizer.from_pretrained(asked["folder"], trust_remote_code=True)
                 note["ids"] = tokenizer(asked["texts"])["input_ids"]
-        except Exception as error:  # whatever it is, the user of the folder would meet it too
+        except Exception as error:
+            if disk_is_full(error):
+                raise
+            # Whatever else it is, the user of the folder would meet it too.
             note["error"] = f"{type(error).__name__}: {error}"
         notes[str(number)] = json.dumps(note)
     save_file(tensors, answer_file, metadata=notes)

@@ -70,7 +70,8 @@ def verify(expected: Sequence[Expected], blocked: Sequence[str]) -> list[Verdict
         )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise UserError(f"the process that verifies ended with {done.returncode}, so nothing is exported: {reason}")
+            what = f"the process that verifies, in {tempfile.gettempdir()} (TMPDIR), ended with {done.returncode}"
+            raise UserError(f"{what}, so nothing is exported: {reason}")
         return _verdicts(expected, answer)
 
 
