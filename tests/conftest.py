@@ -1,12 +1,16 @@
 """A corpus and a run that are small enough for the tests of whole programs."""
 
+import contextlib
 import importlib.util
+import itertools
 import os
 import re
+import socket
 import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +41,13 @@ eval_subset_num_batches: 1
 device: cpu
 progress_bar: false
 """
+
+
+@pytest.fixture(autouse=True)
+def same_draws_every_time():
+    """A test's numbers do not depend on which tests ran before it in this process, which is a matter of timing."""
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +111,16 @@ def child_environment(monkeypatch):
     """Processes that a test starts find this checkout and use one thread."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def master_port():
+    """A port for ranks to meet at. It lies below those that the system hands out by itself, because the first rank
+    takes it only when it has imported everything, and until then another program could get it."""
+    for port in itertools.count(20_000 + os.getpid() % 10_000):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", port))
+            return port
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,8 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +29,14 @@ SMALL = [
     "device=cpu",
     "progress_bar=false",
 ]
+# main.py, which kills itself when half of its second checkpoint is written.
+DYING = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT / "tests" / "training")!r})
+from tiny_run import kill_while_saving
+kill_while_saving(2)
+runpy.run_path("main.py", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +81,23 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
-def launch(arguments, ranks=1):
-    launcher = [sys.executable]
-    if ranks > 1:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        launcher += ["-m", "composer", "-n", str(ranks), "--master_port", str(port)]
-    return subprocess.Popen(
-        [*launcher, str(ROOT / "main.py"), *arguments],
+def start(command, arguments):
+    """Run it to its end; returns exit code and output."""
+    done = subprocess.run(
+        [sys.executable, *command, *arguments],
         env=environment(),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=500,
     )
+    return done.returncode, done.stdout
 
 
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+def train(arguments, launcher=()):
+    code, output = start([*launcher, "main.py"], arguments)
+    assert code == 0, output
     return output
 
 
@@ -115,6 +118,9 @@ def final_weights(folder):
         (["model.mixer.name=hydar"], "unknown mixer 'hydar'; did you mean 'hydra'"),
         (["callbacks.lr_monitr={}"], "callbacks.lr_monitr"),
         (["tokenizer_name=/nowhere/vocab.txt"], "tokenizer_name: no such file"),
+        ([f"save_folder={ROOT / 'main.py'}"], "main.py is a file; name a folder"),
+        ([f"save_folder={ROOT / 'main.py' / 'x'}"], "main.py is a file; name a folder"),
+        (["--dryrun"], "main.py: unrecognized arguments: --dryrun (see main.py --help)"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(data, capsys, more, message):
@@ -153,30 +159,27 @@ def test_dry_run_prints_configuration_parameters_and_budget(data, capsys):
 
 
 @pytest.mark.slow
-def test_killed_at_any_step_it_ends_with_the_same_weights(data, tmp_path):
+def test_killed_while_it_saves_it_ends_with_the_same_weights(data, tmp_path):
     dropout = "model.model_config.hidden_dropout_prob=0.1"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(launch(arguments(data, whole, dropout)))
-    process = launch(arguments(data, broken, dropout))
-    deadline = time.monotonic() + 120
-    while not (broken / "ep0-ba4-rank0.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)  # while, or soon after, the second checkpoint is written
-    process.communicate()
-    output = finish(launch(arguments(data, broken, dropout)))
-    assert "continuing from" in output
+    train(arguments(data, whole, dropout))
+    code, output = start(["-c", DYING], arguments(data, broken, dropout))
+    assert code == -signal.SIGKILL, output
+    output = train(arguments(data, broken, dropout))
+    assert f"continuing from {broken}/ep0-ba2-rank0.pt" in output and "ep0-ba4-rank0.pt.broken" in output
     expected, actual = final_weights(whole), final_weights(broken)
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
-    assert "nothing left to train" in finish(launch(arguments(data, broken, dropout)))
+    assert "nothing left to train" in train(arguments(data, broken, dropout))
 
 
 @pytest.mark.slow
-def test_two_ranks_train_checkpoint_and_resume_as_one(data, tmp_path):
+def test_two_ranks_train_checkpoint_and_resume_as_one(data, tmp_path, master_port):
     one, two = tmp_path / "one", tmp_path / "two"
     schedule = ["scheduler.t_max=8ba", "scheduler.t_warmup=1ba"]
-    finish(launch(arguments(data, one, *schedule)))
-    finish(launch(arguments(data, two, *schedule, "max_duration=4ba"), ranks=2))
-    assert "continuing from" in finish(launch(arguments(data, two, *schedule), ranks=2))
+    launcher = ["-m", "composer", "-n", "2", "--master_port", str(master_port)]
+    train(arguments(data, one, *schedule))
+    train(arguments(data, two, *schedule, "max_duration=4ba"), launcher)
+    assert "continuing from" in train(arguments(data, two, *schedule), launcher)
     losses = [json.loads((folder / "summary.json").read_text())["train_loss"] for folder in (one, two)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     expected, actual = final_weights(one), final_weights(two)

@@ -163,7 +163,7 @@ def test_both_threads_that_fetch_shards_may_fail_at_once(packed_data, tokenizer,
     both = threading.Barrier(2)
 
     def fail(self, shard_id, blocking=True):
-        both.wait(20)
+        both.wait(300)
         raise UserError("no shard today")
 
     monkeypatch.setattr(StreamingDataset, "prepare_shard", fail)
@@ -178,5 +178,5 @@ def test_both_threads_that_fetch_shards_may_fail_at_once(packed_data, tokenizer,
 
     reading = threading.Thread(target=run, daemon=True)
     reading.start()
-    reading.join(60)
+    reading.join(400)
     assert errors == ["no shard today"]

@@ -5,8 +5,8 @@ Compared as sets: which rank and which place in its batch a row gets does depend
 
 import multiprocessing
 import os
-import socket
 import sys
+import tempfile
 from itertools import islice
 
 import numpy as np
@@ -46,10 +46,9 @@ def batches(tokenizer, job, ranks=1):
     return found, loader.dataset.state_dict(done + job.get("done", 0), True)
 
 
-def run_rank(rank: int, ranks: int, port: int, send, tokenizer, jobs) -> None:
+def run_rank(rank: int, ranks: int, meeting: str, send, tokenizer, jobs) -> None:
     os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), RANK=str(rank), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     try:
         send.send([batches(tokenizer, job, ranks) for job in jobs])
     except BaseException as error:
@@ -59,25 +58,24 @@ def run_rank(rank: int, ranks: int, port: int, send, tokenizer, jobs) -> None:
 
 def on_ranks(ranks: int, tokenizer, jobs):
     """Return, per job, the global batches of several ranks and the state they end in."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
-    processes = [
-        # Not daemonic: they have workers of their own.
-        context.Process(target=run_rank, args=(rank, ranks, port, pipes[rank][1], tokenizer, jobs))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        assert all(receive.poll(120) for receive, _ in pipes)
-        shares = [receive.recv() for receive, _ in pipes]
-    finally:
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            # Not daemonic: they have workers of their own.
+            context.Process(target=run_rank, args=(rank, ranks, f"{folder}/ranks", pipes[rank][1], tokenizer, jobs))
+            for rank in range(ranks)
+        ]
         for process in processes:
-            process.join(20)
-            process.kill()
+            process.start()
+        try:
+            assert all(receive.poll(300) for receive, _ in pipes)
+            shares = [receive.recv() for receive, _ in pipes]
+        finally:
+            for process in processes:
+                process.join(60)
+                process.kill()
+                process.join()
     assert not any(isinstance(share, str) for share in shares), shares
     return [
         ([np.concatenate(parts) for parts in zip(*(found for found, _ in job), strict=True)], job[0][1])

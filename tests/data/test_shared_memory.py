@@ -1,7 +1,9 @@
+import fcntl
 import multiprocessing
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from anymixer.data import DatasetConfig, LoaderConfig, build_loader
-from anymixer.data.shared_memory import SHARED_MEMORY, claim, clear_stale
+from anymixer.data.shared_memory import _START_LOCK, SHARED_MEMORY, claim, clear_stale
 
 pytestmark = [
     pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="the system does not list its shared memory"),
@@ -27,6 +29,14 @@ def start(local: Path, remote: Path | None, tokenizer) -> int:
     loader = build_loader(config, tokenizer, device_batch_size=8, seed=1, train=True).dataloader
     next(iter(loader))
     return loader.dataset._shm_prefix_int
+
+
+@contextmanager
+def nobody_starts():
+    """Hold up all other runs on this machine, tests in another process among them: each clears what is stale."""
+    with open(SHARED_MEMORY / _START_LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run_for_ever(send, *arguments) -> None:
@@ -53,7 +63,7 @@ def running():
         process = context.Process(target=run_for_ever, args=(send, *arguments), daemon=True)
         process.start()
         started.append(process)
-        assert receive.poll(60)
+        assert receive.poll(300)
         number = receive.recv()
         assert isinstance(number, int), number
         return process, number
@@ -62,7 +72,8 @@ def running():
     for process in started:
         process.kill()
         process.join()
-    clear_stale()
+    with nobody_starts():
+        clear_stale()
 
 
 def kill(process) -> None:
@@ -78,9 +89,10 @@ def segments(number: int) -> list[Path]:
 def test_a_killed_run_does_not_block_the_next(token_data, tokenizer, tmp_path, running, with_remote):
     places = (tmp_path / "cache", token_data) if with_remote else (token_data, None)
     killed, number = running(*places, tokenizer)
-    kill(killed)
-    assert segments(number), "a killed process leaves its segments when no resource tracker outlives it"
-    inode = (SHARED_MEMORY / f"{number:06}_locals").stat().st_ino
+    with nobody_starts():
+        kill(killed)
+        assert segments(number), "a killed process leaves its segments when no resource tracker outlives it"
+        inode = (SHARED_MEMORY / f"{number:06}_locals").stat().st_ino
     again, new_number = running(*places, tokenizer)
     assert again.is_alive()
     left = SHARED_MEMORY / f"{number:06}_locals"
@@ -93,19 +105,21 @@ def test_a_live_run_is_not_touched(token_data, tokenizer, running):
     assert number not in clear_stale()
     _, other = running(token_data, None, tokenizer)
     assert segments(number) == before and other != number
-    kill(live)
-    assert number in clear_stale() and not segments(number)
+    with nobody_starts():
+        kill(live)
+        assert number in clear_stale() and not segments(number)
 
 
 @pytest.fixture
 def own_number():
-    """A number no run has, with a segment for it."""
-    number = 987_654
+    """A number no run has, with a segment for it; nothing else clears it meanwhile."""
+    number = 900_000 + os.getpid() % 100_000
     segment = SHARED_MEMORY / f"{number:06}_locals"
-    segment.write_bytes(b"x")
-    yield number, segment
-    for path in segments(number):
-        path.unlink()
+    with nobody_starts():
+        segment.write_bytes(b"x")
+        yield number, segment
+        for path in segments(number):
+            path.unlink()
 
 
 def test_segments_without_a_claim_are_not_touched(own_number):
@@ -119,7 +133,7 @@ def test_a_number_taken_over_by_another_program_is_not_touched(own_number):
     claimer = context.Process(target=claim, args=(number,))
     claimer.start()
     claimer.join()
-    replacement = segment.with_name("replacement")
+    replacement = segment.with_name(f"{number:06}_replacement")
     replacement.write_bytes(b"y")
     replacement.rename(segment)  # another inode
     assert number not in clear_stale() and segment.read_bytes() == b"y"

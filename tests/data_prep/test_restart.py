@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from data_prep.convert import convert
 from data_prep.options import ConvertOptions
 
 ROOT = Path(__file__).parents[2]
+KILLED = str(Path(__file__).with_name("kill_convert.py"))
 
 
 @pytest.fixture(scope="module")
@@ -194,29 +194,19 @@ def test_ten_kills(tmp_path, contents):
     words = ["".join(generator.choices("abcdefghij", k=generator.randrange(2, 9))) for _ in range(3000)]
     paths = []
     for number in range(8):
-        documents = (" ".join(generator.choices(words, k=generator.randrange(5, 400))) + "." for _ in range(2000))
+        documents = (" ".join(generator.choices(words, k=generator.randrange(5, 400))) + "." for _ in range(800))
         paths.append(str(tmp_path / f"{number}.txt"))
         Path(paths[-1]).write_text("\n\n".join(documents))
-    common = [sys.executable, "-m", "data_prep.convert", "--dataset", "text", "--input", *paths, "--num_workers", "2"]
-    common += ["--train_tokenizer", "500", "--pack_tokens", "128", "--compression", "zstd", "--dedup", "--out_root"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    common = ["--dataset", "text", "--input", *paths, "--num_workers", "2", "--train_tokenizer", "500"]
+    common += ["--pack_tokens", "128", "--compression", "zstd", "--dedup", "--out_root"]
 
-    def start(name):
-        return subprocess.Popen([*common, str(tmp_path / name)], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+    def start(name, *program):
+        command = [sys.executable, *(program or ("-m", "data_prep.convert")), *common, str(tmp_path / name)]
+        return subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=500).returncode
 
-    assert start("unbroken").wait() == 0
-    kills = 0
-    while kills < 10 and not (tmp_path / "killed" / "manifest.json").exists():
-        process = start("killed")
-        # The first kills fall into the start, the training of the tokenizer and the search for copies.
-        awaited = ["", ".work/*/settings.json", ".work/*/hashes/*.npy"][kills] if kills < 3 else ".work/*/tmp/0*"
-        deadline = time.monotonic() + 120
-        while awaited and not list((tmp_path / "killed").glob(awaited)) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills == 10
-    assert start("killed").wait() == 0
+    assert start("unbroken") == 0
+    for stage in ["start", "tokenizer", "hashes", *["units"] * 7]:
+        assert start("killed", KILLED, stage, str(generator.uniform(0, 1))) == -signal.SIGKILL, stage
+    assert start("killed") == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "unbroken")

@@ -1,12 +1,13 @@
 """A job that trains nothing, for tests of what runs jobs: `python fake_job.py SPEC.json FOLDER`.
 
-Behaves as the JSON in $FAKE_JOB says: {"seconds": how long, "fail": [tasks], "mistake": [tasks], "once": [tasks],
-"hang": [tasks]}, and adds a line to runs.txt beside its folder's parent. The score is a function of task, seed and
-learning rate.
+Behaves as the JSON in $FAKE_JOB says: {"seconds": how long, "fail": [tasks], "mistake": [tasks], "hang": [tasks],
+"die": {"TASK-seedN": when}}, and adds a line to runs.txt beside its folder's parent. What is to die does so once, as by
+`kill -9`, at one of the moments in DEATHS. The score is a function of task, seed and learning rate.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from anymixer.files import write_text_atomic
 from anymixer.glue.spec import JobResult, JobSpec
 from anymixer.glue.tasks import TASKS
+
+DEATHS = ("at once", "after work", "before its result", "after its result")
 
 
 def score_of(spec):
@@ -56,28 +59,41 @@ def result_of(spec):
     )
 
 
+def told():
+    """How to behave."""
+    return json.loads(os.environ.get("FAKE_JOB", "{}"))
+
+
+def may_die(moment, spec, folder):
+    """Die if this is the moment to, and it has not been done."""
+    if told().get("die", {}).get(f"{spec.task}-seed{spec.seed}") == moment and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main():
     spec, folder = JobSpec.from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    behaviour = json.loads(os.environ.get("FAKE_JOB", "{}"))
+    behaviour = told()
     with open(folder.parents[1] / "runs.txt", "a") as file:
         file.write(f"{spec.job_id} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']}\n")
     print("the job says hello", flush=True)
+    may_die("at once", spec, folder)
     if spec.resolved_starting_point is not None:
         assert Path(spec.resolved_starting_point).is_dir()
     if spec.task in behaviour.get("mistake", []):
         print("error: lr: is a mistake")
         sys.exit(2)
-    if spec.task in behaviour.get("once", []) and not (folder / "died").exists():
-        (folder / "died").touch()
-        os.kill(os.getpid(), 9)
     time.sleep(600 if spec.task in behaviour.get("hang", []) else behaviour.get("seconds", 0))
+    may_die("after work", spec, folder)
     if spec.task in behaviour.get("fail", []):
         raise RuntimeError("out of memory")
     for test in TASKS[spec.task].tests:
         write_text_atomic(folder / "predictions" / test.submission, "index\tprediction\n0\t1\n")
     if spec.save_checkpoint:
         (folder / "checkpoint").mkdir(exist_ok=True)
+    may_die("before its result", spec, folder)
     write_text_atomic(folder / "result.json", result_of(spec).to_json())
+    may_die("after its result", spec, folder)
 
 
 if __name__ == "__main__":

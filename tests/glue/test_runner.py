@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,10 +23,16 @@ def sweep(tmp_path, make_settings, facts, fake_command):
     """Run tasks with a behaviour of the fake job; returns outcome, what was said, and the starts so far."""
     store = Store(tmp_path / "run")
 
-    def run(tasks, slots=TWO, time_limit=None, **behaviour):
+    def run(tasks, slots=TWO, time_limit=None, also=None, **behaviour):
         graph = build_graph(make_settings(tasks), facts, {})
         said = []
-        runner = Runner(store, slots, command=fake_command(**behaviour), say=said.append, time_limit=time_limit)
+
+        def say(line):
+            said.append(line)
+            if also is not None:
+                also(line)
+
+        runner = Runner(store, slots, command=fake_command(**behaviour), say=say, time_limit=time_limit)
         runner.run(graph.nodes, len(graph.nodes))
         starts = [line.split() for line in (tmp_path / "run" / "runs.txt").read_text().splitlines()]
         return runner.outcome, said, starts
@@ -49,10 +56,12 @@ def test_every_job_runs_once_on_its_device(sweep):
 
 def test_stage_two_gets_the_checkpoint_of_stage_one(sweep):
     outcome, _, starts = sweep({"rte": {"seeds": [5, 6]}, "mnli": {"seeds": [5, 6]}})
-    assert [job.split("-")[0] for job, *_ in starts] == ["mnli", "mnli", "rte", "rte"]
+    order = [job for job, *_ in starts]
+    assert sorted(job.split("-")[0] for job in order) == ["mnli", "mnli", "rte", "rte"]
     for result in outcome.finished.values():
         if result.task == "rte":
             mnli = result.spec["starting_point"].removeprefix("job:")
+            assert order.index(mnli) < order.index(result.job_id)
             assert result.starting == str((sweep.store.job_folder(mnli) / "checkpoint").resolve())
             assert outcome.finished[mnli].seed == result.seed
 
@@ -75,7 +84,25 @@ def test_a_job_that_fails_twice_is_named_and_the_rest_goes_on(sweep):
     assert sweep.store.failure(mnli) is None and sweep.store.failure(rte) is None
 
 
-def test_a_job_that_hangs_is_killed_and_the_rest_goes_on(sweep):
+class Clock:
+    """Stands for the module `time`: an hour passes whenever a job has begun to hang, and none otherwise."""
+
+    strftime = staticmethod(time.strftime)
+
+    def __init__(self, run):
+        self.run, self.hours = run, 0
+
+    def sleep(self, seconds):
+        logs = self.run.glob("jobs/cola-*/log.txt")
+        self.hours = sum(log.read_text().count("the job says hello") for log in logs)
+        time.sleep(seconds)
+
+    def monotonic(self):
+        return 3600.0 * self.hours
+
+
+def test_a_job_that_hangs_is_killed_and_the_rest_goes_on(sweep, monkeypatch):
+    monkeypatch.setattr(runner_module, "time", Clock(sweep.store.folder))
     outcome, said, starts = sweep({"cola": {}, "sst2": {}}, slots=TWO[:1], time_limit=2, hang=["cola"])
     assert [result.task for result in outcome.finished.values()] == ["sst2"] and len(starts) == 3
     assert list(outcome.failed.values()) == ["took longer than job_time_limit = 2 s"]
@@ -87,10 +114,14 @@ def test_a_mistake_is_not_tried_again(sweep):
     assert list(outcome.failed.values()) == ["exit code 2: error: lr: is a mistake"] and len(starts) == 1
 
 
-def test_a_job_that_is_killed_once_finishes(sweep):
-    outcome, said, starts = sweep({"cola": {}}, once=["cola"])
-    assert len(outcome.finished) == 1 and len(starts) == 2
-    assert "killed by SIGKILL" in said[1]
+def test_a_job_that_is_killed_once_finishes(sweep, fake_job):
+    *unfinished, finished = fake_job.DEATHS
+    for number, moment in enumerate(unfinished):
+        outcome, said, starts = sweep({"cola": {"seeds": [number]}}, die={f"cola-seed{number}": moment})
+        assert len(outcome.finished) == 1 and len(starts) == 2 * number + 2
+        assert "killed by SIGKILL" in said[1]
+    outcome, said, later = sweep({"cola": {"seeds": [3]}}, die={"cola-seed3": finished})
+    assert len(outcome.finished) == 1 and len(later) == len(starts) + 1 and len(said) == 2
 
 
 def test_a_checkpoint_that_is_gone_fails_what_needs_it(sweep):
@@ -105,15 +136,18 @@ def test_a_process_of_an_earlier_start_is_waited_for(sweep, make_settings, facts
     node = build_graph(make_settings({"cola": {}}), facts, {}).nodes[0]
     lock = sweep.store.job_folder(node.job_id) / "lock"
     lock.parent.mkdir(parents=True)
-    code = (
-        f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, 2); print('held', flush=True); time.sleep(1)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        started = time.monotonic()
-        outcome, said, _ = sweep({"cola": {}})
-        assert process.poll() is not None and time.monotonic() - started < 60
+    code = f"import fcntl; f = open({str(lock)!r}, 'w'); fcntl.flock(f, 2); print('held', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+
+        def end(line):
+            if process.poll() is None:
+                process.communicate("\n", timeout=300)
+
+        outcome, said, starts = sweep({"cola": {}}, also=end)
     assert said[0] == f"{node.job_id}: in use by a process of an earlier start; waiting for its end"
+    assert said[1].startswith(f"{node.job_id}: started on") and len(starts) == 1
     assert list(outcome.finished) == [node.job_id]
 
 
@@ -126,13 +160,14 @@ def test_a_damaged_result_is_named(sweep):
 
 
 def test_ctrl_c_ends_the_jobs(tmp_path, sweep, monkeypatch):
-    def interrupt(_):
+    def interrupt(seconds):
+        time.sleep(seconds)
         running = list((tmp_path / "run").glob("jobs/*/log.txt"))
         if running and "hello" in running[0].read_text():
             monkeypatch.undo()
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(runner_module.time, "sleep", interrupt)
+    monkeypatch.setattr(runner_module, "time", SimpleNamespace(**vars(time) | {"sleep": interrupt}))
     with pytest.raises(KeyboardInterrupt):
         sweep({"cola": {}}, seconds=600)
     (job,) = (tmp_path / "run" / "jobs").iterdir()
