@@ -12,16 +12,16 @@ import argparse
 import sys
 
 from anymixer.config import GlueConfig, load_config
-from anymixer.entry_point import run
+from anymixer.entry_point import ArgumentParser, run
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """FILE, `key.sub=value` overrides and options, in any order."""
-    parser = argparse.ArgumentParser(
-        prog="glue.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="glue.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", metavar="FILE.yaml", help="the run's configuration")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="keys to set on top of the file")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="keys to set on top of the file"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the jobs and what each starts from, and stop")
     what.add_argument("--report", action="store_true", help="rebuild the report from the results on disk, and stop")

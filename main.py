@@ -9,17 +9,17 @@ import argparse
 import sys
 
 from anymixer.config import load_config
-from anymixer.entry_point import run
+from anymixer.entry_point import ArgumentParser, run
 from anymixer.training import check_tables
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """FILE, `key.sub=value` overrides and options, in any order."""
-    parser = argparse.ArgumentParser(
-        prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", metavar="FILE.yaml", help="the run's configuration")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="keys to set on top of the file")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="keys to set on top of the file"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print configuration, parameters and token budget, and stop"
     )

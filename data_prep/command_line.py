@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from anymixer.entry_point import ArgumentParser
 from anymixer.errors import UserError
 from data_prep.catalogue import CATALOGUE, is_remote
 from data_prep.options import SPLITS, ConvertOptions
@@ -44,8 +45,8 @@ def parse_options(arguments: list[str] | None = None) -> ConvertOptions:
     return ConvertOptions(**given)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m data_prep.convert",
         description="Convert documents into MDS shards for pretraining.",
         epilog=_EXAMPLES,

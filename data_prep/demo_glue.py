@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from anymixer.entry_point import run
+from anymixer.entry_point import ArgumentParser, run
 from anymixer.errors import UserError
 
 # After a full stop that follows a word, before a capital letter.
@@ -33,7 +33,7 @@ Rows = dict[str, list[Any]]
 
 def main(arguments: list[str]) -> None:
     """Make the two tasks below --out_root, unless they are there already."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m data_prep.demo_glue",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,9 @@ class ConvertOptions:
             raise UserError("--input: name the files to convert, or use --dataset demo")
         if self.dataset == "demo" and self.input:
             raise UserError("--input: goes with --dataset text; the demo corpus needs no files")
+        near = get_close_matches(self.dataset, ("text", *CATALOGUE), n=1, cutoff=0.8)
+        if self.input and near and near != [self.dataset]:
+            raise UserError(f"--dataset: unknown '{self.dataset}'; did you mean '{near[0]}'?")
         if self.data_subset is not None and (self.dataset in ("demo", "text") or self.input):
             raise UserError("--data_subset: names a part of a dataset on the Hugging Face Hub; there is none here")
         small = [split for split in self.splits if split.endswith("_small")]

@@ -219,3 +219,7 @@ def _call(arguments: list[str]) -> None:
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "anymixer")
         raise UserError(f"{command}: {error.format_message()} (see {command} --help)") from None  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()

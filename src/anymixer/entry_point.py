@@ -1,11 +1,21 @@
 """How every program of ours ends: a user's mistake is one line and exit code 2, a bug of ours a stack trace."""
 
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from anymixer.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Python's, which takes what is wrong with a command line for a mistake like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
 def run(main: Callable[[list[str]], None], arguments: list[str]) -> int:

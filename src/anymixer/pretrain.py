@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,8 @@ def pretrain(config: PretrainConfig) -> None:
     from anymixer.training.trainer import fit
 
     folder, digest = save_folder(config), config_digest(config)
+    if folder is not None:
+        _check_folder(folder)
     record = RunRecord(folder)
     trainer = _build_trainer(config, tokenizer, record)
     if folder is not None:
@@ -93,6 +96,15 @@ def pretrain(config: PretrainConfig) -> None:
         "config_sha256": digest,
     }
     _report(config, results, folder)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError where no checkpoint could be written. Nothing is made: other mistakes may be found later."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"save_folder: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"save_folder: {folder}: no permission to write to {there}")
 
 
 def saved_config(config: PretrainConfig) -> PretrainConfig:

@@ -194,6 +194,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path):
     [
         ({"input": ()}, "--input: name the files"),
         ({"dataset": "demo"}, "--input: goes with --dataset text"),
+        ({"dataset": "txt"}, "--dataset: unknown 'txt'; did you mean 'text'"),
         ({"concat_tokens": 16}, "--concat_tokens: needs --tokenizer"),
         ({"concat_tokens": 4, "train_tokenizer": 300}, "too few for a row"),
         ({"tokenizer": "x", "train_tokenizer": 300}, "give one of them"),
@@ -224,7 +225,9 @@ def test_command_line(corpus, tmp_path, capsys):
     assert run(main, arguments) == 2  # another --val_fraction
     shown = capsys.readouterr()
     assert shown.err.startswith("error: --out_root") and shown.err.count("\n") == 1
-    assert run(main, [*arguments, "--shard", "one"]) == 2
+    for more in (["--shard", "one"], ["--pack_tokens", "many"], ["--tokenizr", "x"]):
+        assert run(main, [*arguments, *more]) == 2
+        assert (error := capsys.readouterr().err).startswith("error: ") and error.count("\n") == 1
 
 
 def test_help_has_examples(capsys):

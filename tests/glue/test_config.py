@@ -130,6 +130,7 @@ def test_names_are_filled_in(monkeypatch):
         ("tasks.rte.trainer_kwargs.optim_name=x", "set optimizer.name"),
         ("tasks.rte.trainer_kwargs.max_duratio=1ep", "unknown key; did you mean 'max_duration'"),
         ("tasks.rtee={}", "tasks.rtee: unknown task; did you mean 'rte'"),
+        ("tasks.rtee=false", "tasks.rtee: unknown task; did you mean 'rte'"),
         ("tasks.ax={}", "the mnli job predicts it"),
         ("tasks.rte.seeds=[1,1]", "tasks.rte.seeds: [1, 1] has one twice"),
         ("tasks.rte.seeds=[]", "tasks.rte.seeds: is empty"),

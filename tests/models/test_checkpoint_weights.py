@@ -48,6 +48,12 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path, capsys):
     assert "this ran" not in capsys.readouterr().out
 
 
+def test_a_text_is_no_checkpoint(tmp_path):
+    (tmp_path / "README.md").write_text("# A model\n")
+    with pytest.raises(UserError, match="is refused: it is no checkpoint"):
+        read_checkpoint(tmp_path / "README.md", "key")
+
+
 def test_half_a_file_is_named(tmp_path):
     path = tmp_path / "half.pt"
     torch.save(nn.Linear(100, 100).state_dict(), path)

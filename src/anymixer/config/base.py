@@ -28,5 +28,9 @@ class ConfigSchema:
         """
         return {}
 
+    @classmethod
+    def check_cleared(cls, section: str, name: str) -> None:
+        """Raise UserError("section.name: problem") for a name that `section.name: false` cannot mean."""
+
     def validate(self) -> None:
         """Raise UserError("key.path: what is wrong") for values that are impossible, alone or together."""

@@ -9,6 +9,7 @@ from anymixer.config import legacy
 from anymixer.config.base import ConfigSchema
 from anymixer.config.layers import lookup
 from anymixer.glue.config import GlueSettings
+from anymixer.glue.tasks import get_task
 
 
 @dataclass(kw_only=True)
@@ -26,3 +27,9 @@ class GlueConfig(GlueSettings, ConfigSchema):
         name = lookup(layers, "base_run_name") or os.environ.get("COMPOSER_RUN_NAME") or stem
         prefix = str(lookup(layers, "save_finetune_checkpoint_prefix") or cls.save_finetune_checkpoint_prefix)
         return {"base_run_name": name, "save_finetune_checkpoint_folder": f"{prefix.rstrip('/')}/${{base_run_name}}"}
+
+    @classmethod
+    def check_cleared(cls, section: str, name: str) -> None:
+        """Raise UserError for a task that does not exist."""
+        if section == "tasks":
+            get_task(name)

@@ -48,10 +48,14 @@ def load_config(
     def blame(key: str) -> str:
         return source_of(key, layers)
 
-    values = cleared(_resolved(_with_defaults(layers, schema, path.stem), schema, blame), schema.CLEARABLE)
+    merged = _resolved(_with_defaults(layers, schema, path.stem), schema, blame)
+    values = cleared(merged, schema.CLEARABLE)
     check_values(values, schema, blame, resolved=True)
     config = cast(Schema, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _escaped(values))))
     try:
+        for section in schema.CLEARABLE:
+            for name in (merged.get(section) or {}).keys() - values[section].keys():
+                schema.check_cleared(section, name)
         config.validate()
         for check in checks:
             check(config)

@@ -12,10 +12,13 @@ from anymixer.glue.config import MNLI, PRETRAINED, GlueSettings
 from anymixer.glue.data import SplitMissing, check_data, data_digest
 from anymixer.glue.graph import Facts, Graph
 from anymixer.glue.job_config import check_lengths
-from anymixer.glue.starting_point import checkpoint_digest, choose_tokenizer, open_starting_point, take_weights
+from anymixer.glue.starting_point import KEY, checkpoint_digest, choose_tokenizer, open_starting_point, take_weights
 from anymixer.glue.tasks import TASKS
 from anymixer.mixers.plugins import module_files
 from anymixer.models import ModelConfig, build_classifier
+
+# The key of the run's starting point; that of a task's own is KEY.
+_START = "starting_checkpoint_load_path"
 
 
 def gather(settings: GlueSettings) -> Facts:
@@ -36,7 +39,9 @@ def gather(settings: GlueSettings) -> Facts:
     return Facts(
         model=model,
         starting_point=start,
-        starting_digests={name: checkpoint_digest(name) for name in sorted(str(s) for s in starts)},
+        starting_digests={
+            name: checkpoint_digest(name, _START if name == start else KEY) for name in sorted(map(str, starts))
+        },
         code_digest=_code_digest(model.get("mixer")),
         data_digests={name: None if local is None else data_digest(TASKS[name], local) for name in present},
         left_out=left_out,
@@ -64,7 +69,7 @@ def check_start(settings: GlueSettings, facts: Facts, graph: Graph) -> None:
     """Raise UserError, before any job, for rows longer than the model's, a tokenizer that is not the checkpoint's, or a
     checkpoint that does not fit the model."""
     model = ModelConfig(**facts.model)
-    point = None if facts.starting_point is None else open_starting_point(facts.starting_point)
+    point = None if facts.starting_point is None else open_starting_point(facts.starting_point, _START)
     if point is None and not settings.from_scratch:
         return  # every task names a checkpoint of its own, which its jobs check
     tokenizer = choose_tokenizer(point, settings.tokenizer_name)
@@ -123,7 +128,7 @@ def _model(settings: GlueSettings, start: str | None) -> dict[str, Any]:
         return asdict(replace(settings.model, use_pretrained=False))
     if start is None:
         raise UserError("model: must be set, because there is no starting checkpoint to take it from")
-    point = open_starting_point(start)
+    point = open_starting_point(start, _START)
     if point.config is None:
         raise UserError(f"model: must be set; {start} holds weights without a configuration")
     return model_fields(point.config, start)

@@ -28,17 +28,18 @@ _LEFT = re.compile(r"(bert\.)?pooler\..*|classifier\..*|head\..*|cls\..*")
 _FREE_KEYS = frozenset({"hidden_dropout_prob", "layer_dropout_prob", "initializer_range", "tie_word_embeddings"})
 
 
-def open_starting_point(name: str) -> StoredWeights:
+def open_starting_point(name: str, key: str = KEY) -> StoredWeights:
     """Read a starting point.
 
-    Raises UserError for what cannot be found or read, or would run code when read.
+    Raises UserError, naming `key`, for what cannot be found or read, or would run code when read.
     """
-    return open_weights(name, KEY)
+    return open_weights(name, key)
 
 
-def checkpoint_digest(name: str) -> str:
-    """SHA-256 over the files that hold a starting point's weights. Raises UserError for what cannot be found."""
-    return files_digest(weight_files(name, KEY))
+def checkpoint_digest(name: str, key: str = KEY) -> str:
+    """SHA-256 over the files that hold a starting point's weights. Raises UserError, naming `key`, for what cannot be
+    found."""
+    return files_digest(weight_files(name, key))
 
 
 def choose_tokenizer(point: StoredWeights | None, tokenizer_name: str | None) -> "PreTrainedTokenizerFast":

@@ -65,10 +65,10 @@ def read_harmless(file: Any, key: str, name: str, *, mmap: bool = False) -> Any:
         with torch.serialization.safe_globals(HARMLESS_TYPES):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        what = next((line for line in str(error).splitlines() if "GLOBAL" in line), "not only tensors")
-        raise RefusedCheckpoint(
-            f"{key}: {name} is refused: it holds more than tensors ({what.strip()[:160]})"
-        ) from error
+        found = next((line for line in str(error).splitlines() if "GLOBAL" in line), None)
+        why = "it is no checkpoint, or" if found is None else "it"
+        what = "" if found is None else f" ({found.strip()[:160]})"
+        raise RefusedCheckpoint(f"{key}: {name} is refused: {why} holds more than tensors{what}") from error
 
 
 def model_weights(checkpoint: Mapping[str, Any], key: str) -> dict[str, Tensor]:
