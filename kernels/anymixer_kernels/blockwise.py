@@ -29,7 +29,10 @@ def mix_in_blocks(
     for samples, heads in _blocks(batch, nheads, length, v.device.type):
         ids = None if sequence_id is None else sequence_id[samples]
         parts = [factor[samples, heads] for factor in factors]
-        rows.append(checkpoint(_product, build, values[samples, heads], ids, *parts, use_reentrant=False))
+        block = checkpoint(
+            _product, build, values[samples, heads], ids, *parts, use_reentrant=False, preserve_rng_state=False
+        )
+        rows.append(block)
     return _joined(rows, batch, nheads).transpose(1, 2)
 
 

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from mixer_instances import CASES, D_MODEL
 
 from anymixer.errors import UserError
 from anymixer.layers.packing import make_packing
 from anymixer.models import ModelConfig, build_model
 from anymixer.models.backbone import Backbone
-from anymixer.training.cuda_graphs import EAGER_PASSES, GraphedForward, Recording, use_cuda_graphs
+from anymixer.training.cuda_graphs import EAGER_PASSES, CannotRecordError, GraphedForward, Recording, use_cuda_graphs
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -34,14 +35,14 @@ class RunAgain(Recording):
             self._output.copy_(self.live.detach())
 
         def backward_again():
-            self._keep(*torch.autograd.grad(self.live, inputs, self._grad_output, allow_unused=True))
+            self._keep(*self._gradients(self.live, inputs, self._grad_output))
 
         self._forward_graph, self._backward_graph = Again(forward_again), Again(backward_again)
 
 
-def tiny_model(mixer: dict, device: str = "cpu") -> torch.nn.Module:
+def tiny_model(mixer: dict, device: str = "cpu", **changes) -> torch.nn.Module:
     torch.manual_seed(0)
-    options = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "hidden_dropout_prob": 0.0}
+    options = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "hidden_dropout_prob": 0.0} | changes
     return build_model(ModelConfig(mixer=mixer, model_config=options)).to(device).train()
 
 
@@ -93,16 +94,40 @@ def test_replayed_training_gives_the_same_losses(mixer):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
 
 
-@on_gpu
-@pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: mixer["name"])
-def test_recorded_training_on_a_gpu_gives_the_same_losses(mixer):
-    """The same kernels in the same order."""
-    model = tiny_model(mixer, "cuda")
+def both_ways(mixer: dict, **changes) -> tuple[torch.nn.Module, torch.nn.Module, GraphedForward]:
+    """A model on the GPU as it is, and recorded."""
+    model = tiny_model(mixer, "cuda", **changes)
     twin = copy.deepcopy(model)
-    forward = graphed(twin)
-    assert train(twin, 5, device="cuda") == pytest.approx(train(model, 5, device="cuda"), abs=1e-4)
-    (recording,) = forward.recordings.values()
-    assert recording is not None
+    return model, twin, graphed(twin)
+
+
+def train_in_turns(model: torch.nn.Module, steps: int) -> list[float]:
+    """Two shapes by turns, which share the recordings' memory; bfloat16 autocast, and dropout from the same seed."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        batch = batch_of(step, length=(12, 20)[step % 2], device="cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    return losses
+
+
+@on_gpu
+@pytest.mark.parametrize("spec", CASES)
+def test_recorded_training_on_a_gpu_gives_the_same_losses(spec):
+    """The same kernels in the same order, dropout included."""
+    model, twin, forward = both_ways(spec, hidden_size=D_MODEL, hidden_dropout_prob=0.1, layer_dropout_prob=0.1)
+    expected, actual = (train_in_turns(one, 10) for one in (model, twin))
+    assert actual == pytest.approx(expected, rel=1e-4)
+    for (name, ours), theirs in zip(twin.named_parameters(), model.parameters()):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3, msg=name)
+    if spec["name"] in ("attention", "hydra", "ssd", "hgrn2"):
+        assert len(forward.recordings) == 2 and None not in forward.recordings.values()
 
 
 def passes(model, forward, **changes):
@@ -171,22 +196,47 @@ def test_a_second_backward_pass_is_refused():
         loss.backward()
 
 
-def test_hooks_and_lack_of_memory_are_said_and_change_nothing(caplog):
+def test_hooks_are_called_in_every_pass(caplog):
     model = tiny_model(MIXERS[0])
     forward = graphed(model, RunAgain)
-    hook = forward.backbone.layers[0].register_forward_hook(lambda *_: None)
+    while not forward.recordings:
+        passes(model, forward)
+    calls = []
+    hook = forward.backbone.layers[0].register_forward_hook(lambda *_: calls.append(1))
     for _ in range(4):
         passes(model, forward)
-    assert "layers.0 has hooks" in caplog.text and list(forward.recordings.values()) == [None]
     hook.remove()
+    assert len(calls) == 4 and caplog.text.count("layers.0 has hooks") == 1
+    passes(model, forward)
+    assert len(calls) == 4 and len(forward.recordings) == 1
 
-    def full(*_):
-        raise torch.OutOfMemoryError("full")
 
-    forward = graphed(model, full)
+def test_lack_of_memory_and_what_cannot_be_recorded_are_said_and_change_nothing(caplog):
+    def fails(error):
+        def record(*_):
+            raise error
+
+        model = tiny_model(MIXERS[0])
+        forward = graphed(model, record)
+        for _ in range(4):
+            passes(model, forward)
+        assert list(forward.recordings.values()) == [None]
+
+    fails(torch.OutOfMemoryError("full"))
+    assert "no memory to record a pass of (2, 12, 32)" in caplog.text
+    fails(CannotRecordError("it waits"))
+    assert "cuda_graphs: it waits; launching as before" in caplog.text
+
+
+def test_a_loss_beside_the_output_is_not_lost(caplog):
+    """The balance of CDMoE's experts."""
+    mixture = {"name": "cdmoe", "num_experts": 16, "retrieval_dim": 8, "num_heads": 1, "experts_per_head": 2}
+    mixture |= {"intermediate_size": 32, "load_balancing": 0.1}
+    model = tiny_model(MIXERS[0], channel_mixer=mixture)
+    forward = graphed(model, RunAgain)
     for _ in range(4):
         passes(model, forward)
-    assert "no memory to record a pass of (2, 12, 32)" in caplog.text and list(forward.recordings.values()) == [None]
+    assert "adds to the loss (load_balancing)" in caplog.text and list(forward.recordings.values()) == [None]
 
 
 def test_a_model_of_others_is_refused():

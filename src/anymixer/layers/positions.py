@@ -38,11 +38,16 @@ def alibi_slopes(num_heads: int) -> list[float]:
     return geometric(power) + geometric(2 * power)[0::2][: num_heads - power]
 
 
+def _slopes(num_heads: int, device: torch.device) -> Tensor:
+    """`alibi_slopes`, float32 [num_heads], filled in on the device: a copy to it would hold up the host, and no CUDA
+    graph could record it."""
+    return torch.stack([torch.full((), slope, device=device) for slope in alibi_slopes(num_heads)])
+
+
 def alibi_bias(
     num_heads: int, length: int, device: torch.device, dtype: torch.dtype, queries: int | None = None
 ) -> Tensor:
     """Symmetric ALiBi bias -slope * |i - j|: [1, num_heads, queries, length]; the last `queries` rows, None for all."""
     place = torch.arange(length, device=device)
     distance = (place[length - (queries or length) :, None] - place[None, :]).abs()
-    slopes = torch.tensor(alibi_slopes(num_heads), device=device, dtype=torch.float32)
-    return (-slopes[:, None, None] * distance)[None].to(dtype)
+    return (-_slopes(num_heads, device)[:, None, None] * distance)[None].to(dtype)

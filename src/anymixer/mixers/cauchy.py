@@ -39,7 +39,7 @@ class CauchyMatrix(Structure):
         """q, k [batch or 1, length, nheads, qk_dim], and what every denominator is shifted by."""
         if not self.config.is_data_dependent:
             length = v.shape[1]
-            shift = torch.tensor(EPSILON, device=v.device, dtype=self.q_matrix.dtype)
+            shift = torch.full((), EPSILON, device=v.device, dtype=self.q_matrix.dtype)
             return self.q_matrix[None, :length], self.k_matrix[None, :length], shift
         # A negative bias would put poles into the matrix; the gradient passes, so that it can come back.
         bias = self.bias + (self.bias.clamp(min=0.0) - self.bias).detach()

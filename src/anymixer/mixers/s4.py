@@ -75,9 +75,8 @@ class S4(ContinuousSSM):
         B = dt * _as_rows(self._of_channels(self.B))
         options = {"cauchy": self.config.kernel == "cauchy", "dense_step": self.config.step == "dense"}
         # 2 Re(C x), of every pair of conjugates one
-        found = [
-            LowRankSystem(re, im, P, B, 2 * _as_rows(C * C.new_tensor([1, -1])), **options) for C in self._readouts()
-        ]
+        conjugates = [torch.stack([C[..., 0], -C[..., 1]], dim=-1) for C in self._readouts()]
+        found = [LowRankSystem(re, im, P, B, 2 * _as_rows(C), **options) for C in conjugates]
         return found[0], found[1] if len(found) > 1 else None
 
 

@@ -144,7 +144,7 @@ class SSD(LinearRecurrentMixer):
         """See `SequenceMixer.step`. With rotary, the new token is at 0, and what the state holds one place further."""
         if self.config.rotary:
             by_value = state["recurrence"].transpose(-1, -2)
-            before = torch.tensor(-1, device=by_value.device)
+            before = torch.full((), -1, device=by_value.device)
             state = {**state, "recurrence": rotate(by_value, before, self.config.rotary_theta).transpose(-1, -2)}
         return super().step(hidden_states, state)
 

@@ -8,11 +8,12 @@ torch.cuda.make_graphed_callables does not serve here: it records in a mode that
 and hands out the parameters' gradients in memory that the next microbatch writes over.
 """
 
+import contextlib
 import copy
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +44,17 @@ def use_cuda_graphs(model: nn.Module) -> None:
 
 @dataclass
 class Shared:
-    """What all recordings of a backbone use, one after the other. pool: of memory, None for a new one. grads: of the
-    parameters, by name: as large as the model, so that not every shape has its own."""
+    """What all recordings of a backbone use, one after the other. pool: of memory, whose blocks serve the stream that
+    they were made on alone; None before the first recording. grads: of the parameters, by name: as large as the model,
+    so that not every shape has its own."""
 
     pool: Any = None
+    stream: Any = None
     grads: dict[str, Tensor] = field(default_factory=dict)
+
+
+class CannotRecordError(Exception):
+    """Says what of a pass a replay would leave out, or a recording could not take."""
 
 
 class GraphedForward:
@@ -62,6 +69,7 @@ class GraphedForward:
         self.passes: Counter[Hashable] = Counter()
         self.recordings: dict[Hashable, Recording | None] = {}
         self.shared = Shared()
+        self.hooked: str | None = None
 
     def __call__(self, hidden_states: Tensor, packing: Packing | None, keep_all: bool = False) -> list[Tensor]:
         """As `Backbone.forward`."""
@@ -82,7 +90,16 @@ class GraphedForward:
             and not backbone.gradient_checkpointing
             and torch.is_grad_enabled()
             and hidden_states.requires_grad
+            and not self._is_hooked()
         )
+
+    def _is_hooked(self) -> bool:
+        """Whether a module has hooks on its passes, which a replay would not call; the first one found is said."""
+        found = next((name for name, module in self.backbone.named_modules() if _has_hooks(module)), None)
+        if found is not None and self.hooked is None:
+            self.hooked = found or "the backbone"
+            _log.warning("cuda_graphs: %s has hooks; passes that they see are launched as before", self.hooked)
+        return found is not None
 
     def _recording(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
         if any(recording is not None and recording.pending for recording in self.recordings.values()):
@@ -96,11 +113,13 @@ class GraphedForward:
         return self.recordings[key]
 
     def _recorded(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
-        if reason := _more_than_tensors(self.backbone):
-            _log.warning("cuda_graphs: %s; launching as before", reason)
-            return None
         try:
+            if name := _adds_to_the_loss(self.backbone):
+                raise CannotRecordError(f"{name} adds to the loss (load_balancing)")
             return self.record(self.backbone, hidden_states, packing, self.shared)
+        except CannotRecordError as error:
+            _log.warning("cuda_graphs: %s; launching as before", error)
+            return None
         except torch.OutOfMemoryError:
             shape = tuple(hidden_states.shape)
             _log.warning("cuda_graphs: no memory to record a pass of %s; launching as before", shape)
@@ -140,22 +159,31 @@ class Recording:
             self._record_on_gpu(forward, inputs, shared)
 
     def _record_on_gpu(self, forward: Callable[[], Tensor], inputs: tuple[Tensor, ...], shared: Shared) -> None:
-        stream: torch.cuda.Stream = torch.cuda.Stream()  # pyright: ignore[reportAssignmentType]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # once, so that nothing is loaded or set up while recording
-            output = forward()
-            torch.autograd.grad(output, inputs, torch.zeros_like(output), allow_unused=True)
-            del output
-        torch.cuda.current_stream().wait_stream(stream)
+        shared.stream = shared.stream or torch.cuda.Stream()
         shared.pool = shared.pool or torch.cuda.graph_pool_handle()
+        shared.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(shared.stream), _refusing_to_wait():  # so that nothing is set up while recording
+            output = forward()
+            self._gradients(output, inputs, torch.zeros_like(output))
+            del output
+        torch.cuda.current_stream().wait_stream(shared.stream)
         self._forward_graph, self._backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        options: dict[str, Any] = {"pool": shared.pool, "stream": stream, "capture_error_mode": "thread_local"}
+        options: dict[str, Any] = {
+            "pool": shared.pool,
+            "stream": shared.stream,
+            "capture_error_mode": "thread_local",
+        }
         with torch.cuda.graph(self._forward_graph, **options):
             output = forward()
         self._grad_output = torch.empty_like(output)
         with torch.cuda.graph(self._backward_graph, **options):
-            self._keep(*torch.autograd.grad(output, inputs, self._grad_output, allow_unused=True))
+            self._keep(*self._gradients(output, inputs, self._grad_output))
         self._output = output.detach()
+
+    def _gradients(self, output: Tensor, inputs: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
+        """Without the autocast of the forward pass that is under way, as a Trainer calls backward()."""
+        with torch.autocast(output.device.type, enabled=False):
+            return torch.autograd.grad(output, inputs, grad_output, allow_unused=True)
 
     def _keep(self, of_hidden: Tensor, *of_parameters: Tensor | None) -> None:
         """Where the gradients of a pass are found after it."""
@@ -233,11 +261,33 @@ def _key(hidden_states: Tensor, packing: Packing | None) -> Hashable:
     return hidden_states.shape, hidden_states.dtype, packed, autocast
 
 
-def _more_than_tensors(backbone: Backbone) -> str | None:
-    """What a pass does besides computing its output, which a replay would leave out."""
+@contextlib.contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    """Raise CannotRecordError where a pass waits for the GPU (a value read, a tensor copied from the host): recording
+    it would fail, and leave the memory pool half open."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        raise CannotRecordError("a pass waits for the GPU, which a recording cannot") from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _adds_to_the_loss(backbone: Backbone) -> str | None:
+    """A module whose pass has a result besides its output, by name."""
     for name, module in backbone.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            return f"{name or 'the backbone'} has hooks, which a replay would not call"
         if isinstance(module, CrossDomainExperts) and module.config.load_balancing:
-            return f"{name} adds to the loss (load_balancing)"
+            return name
     return None
