@@ -80,8 +80,9 @@ def takes_mamba_ssm(tensor: Tensor, op: str, unsupported: str | None = None) -> 
         return False
     if unsupported is None and tensor.dtype == torch.float64:
         unsupported = "float64"
-    if unsupported is None and tensor.numel() >= 2**31:
-        unsupported = "2^31 entries and more"
+    # Its offsets have 32 bits, and Hydra gives it both directions in one batch.
+    if unsupported is None and tensor.numel() >= 2**30:
+        unsupported = "2^30 entries and more"
     problem = mamba_ssm_problem(tensor.device.type)
     if problem is None and unsupported is not None:
         problem = f"it has no form for {unsupported}"

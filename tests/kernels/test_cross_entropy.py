@@ -75,3 +75,12 @@ def test_gradcheck_of_the_definition_and_the_op_contract():
 
     leaf = logits.float().detach().requires_grad_()
     torch.library.opcheck(triton_form._op, (leaf, targets), test_utils=("test_schema", "test_faketensor"))
+
+
+@needs_triton
+def test_a_class_that_does_not_exist_is_nan_and_no_neighbour_s_loss():
+    logits, targets, _ = make_inputs((3, 7), torch.float32)
+    targets[0] = 7
+    with force_backend("triton"):
+        losses = cross_entropy(logits, targets)
+    assert losses[0].isnan() and losses[1:].isfinite().all()

@@ -30,7 +30,8 @@ def _forward_kernel(
         total = total * tl.exp(most - shift) + tl.sum(tl.exp(part - shift), axis=0)
         most = higher
     target = tl.load(targets + row)
-    chosen = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    # A class that does not exist is an error of the caller's, which NaN shows.
+    chosen = tl.load(logits + tl.maximum(target, 0), mask=target < CLASSES, other=float("nan")).to(tl.float32)
     tl.store(losses + row, tl.where(target >= 0, (most - chosen) + tl.log(total), 0.0))
     tl.store(sums + row * 2, most)
     tl.store(sums + row * 2 + 1, tl.log(total))

@@ -107,6 +107,12 @@ class CrossDomainExperts(ChannelMixer):
         return weights.transpose(0, 1).flatten(1), experts.transpose(0, 1).flatten(1)
 
 
+def with_balance_losses(model: nn.Module, loss: Tensor) -> Tensor:
+    """loss, and in training what `take_balance_losses` gives."""
+    balance = take_balance_losses(model) if model.training else None
+    return loss if balance is None else loss + balance
+
+
 def take_balance_losses(model: nn.Module) -> Tensor | None:
     """What the last forward pass in training adds to the loss so that experts are used alike: the sum over all
     layers, or None where none asks for it (`load_balancing`). They are forgotten, so that no graph stays behind."""
@@ -134,7 +140,8 @@ def _scores(tokens: Tensor, experts: Tensor, down: Tensor) -> Tensor:
     rows = max(1, _GATHERED // (experts.shape[1] * tokens.shape[1]))
     products: list[Tensor] = []
     for piece, chosen in zip(tokens.split(rows), experts.split(rows)):
-        products.append(checkpoint(_gathered_product, piece, chosen, down, use_reentrant=False))  # type: ignore[arg-type]
+        product: Any = checkpoint(_gathered_product, piece, chosen, down, use_reentrant=False, preserve_rng_state=False)
+        products.append(product)
     return torch.cat(products)
 
 

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
-from anymixer.layers.cdmoe import take_balance_losses
+from anymixer.layers.cdmoe import with_balance_losses
 from anymixer.layers.embeddings import EncoderEmbeddings
 from anymixer.layers.packing import make_packing
 from anymixer.models.backbone import Backbone
@@ -182,9 +182,7 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
             hidden_states, targets = hidden_states[labelled], labels[labelled]
         logits = self.head(hidden_states)
         if labels is not None:
-            loss = cross_entropy(logits, targets).sum() / max(1, targets.numel())
-            if self.training and (balance := take_balance_losses(self)) is not None:
-                loss = loss + balance
+            loss = with_balance_losses(self, cross_entropy(logits, targets).sum() / max(1, targets.numel()))
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
-from anymixer.layers.cdmoe import take_balance_losses
+from anymixer.layers.cdmoe import with_balance_losses
 from anymixer.layers.packing import Packing, make_packing
 from anymixer.mixers.base import State, as_causal
 from anymixer.models.backbone import Backbone
@@ -238,9 +238,7 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
             hidden = hidden[:, -logits_to_keep:]
         logits = self.lm_head(hidden)
         if labels is not None:
-            loss = cross_entropy(logits, targets).sum() / max(1, targets.numel())
-            if self.training and (balance := take_balance_losses(self)) is not None:
-                loss = loss + balance
+            loss = with_balance_losses(self, cross_entropy(logits, targets).sum() / max(1, targets.numel()))
         output = CausalLMOutput(
             loss=loss,
             logits=logits,

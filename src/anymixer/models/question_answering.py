@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
+from anymixer.layers.cdmoe import with_balance_losses
 from anymixer.models.configuration_mixer_bert import MixerBertConfig
 from anymixer.models.modeling_mixer_bert import MixerBertModel, MixerBertPreTrainedModel
 
@@ -49,7 +50,8 @@ class MixerBertForQuestionAnswering(MixerBertPreTrainedModel):
         start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = (_loss(start_logits, start_positions) + _loss(end_logits, end_positions)) / 2
+            total = _loss(start_logits, start_positions) + _loss(end_logits, end_positions)
+            loss = with_balance_losses(self, total / 2)
         output = QuestionAnsweringModelOutput(
             loss=loss,  # type: ignore[arg-type]
             start_logits=start_logits,

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from anymixer.labels import IGNORED_LABEL
+from anymixer.layers.cdmoe import with_balance_losses
 from anymixer.models.configuration_mixer_bert import MixerBertConfig
 from anymixer.models.modeling_mixer_bert import MixerBertModel, MixerBertPreTrainedModel
 
@@ -120,7 +121,7 @@ class MixerBertForSequenceClassification(MixerBertPreTrainedModel):
         )
         pooled = self.pooler(encoded.last_hidden_state, attention_mask, sequence_id, _sequences(sequence_id, labels))
         logits = self.classifier(self.dropout(pooled))
-        loss = None if labels is None else classification_loss(logits, labels)
+        loss = None if labels is None else with_balance_losses(self, classification_loss(logits, labels))
         output = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )

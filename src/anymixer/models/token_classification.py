@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from anymixer.labels import IGNORED_LABEL
+from anymixer.layers.cdmoe import with_balance_losses
 from anymixer.models.configuration_mixer_bert import MixerBertConfig
 from anymixer.models.modeling_mixer_bert import MixerBertModel, MixerBertPreTrainedModel
 
@@ -55,7 +56,7 @@ class MixerBertForTokenClassification(MixerBertPreTrainedModel):
         logits, loss = self.classifier(self.dropout(encoded.last_hidden_state)), None
         if labels is not None:
             total = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
-            loss = total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+            loss = with_balance_losses(self, total / (labels != IGNORED_LABEL).sum().clamp(min=1))
         output = TokenClassifierOutput(
             loss=loss,  # type: ignore[arg-type]
             logits=logits,
