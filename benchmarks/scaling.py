@@ -13,11 +13,12 @@ are the same, should differ by rounding alone.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import shlex
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from anymixer.config import load_config
 from anymixer.files import write_text_atomic
 from anymixer.training.run_metrics import METRICS_NAME, read_metrics, summarize
 
+# Seconds that Composer's launcher gets to end its ranks, which takes it up to 30.
+END_LIMIT = 35.0
 RANK_PROGRAM = Path(__file__).with_name("scaling_rank.py")
 COLUMNS = (
     "model",
@@ -49,6 +52,10 @@ COLUMNS = (
     "last loss",
     "largest difference",
 )
+
+
+class LaunchFailed(Exception):
+    """A launch that did not end well; the message has the end of its output."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def command(case: Case, folder: Path, options: argparse.Namespace) -> list[str]:
     overrides |= dict.fromkeys(dropouts(case.file), 0.0)
     if case.parallel == "fsdp2":
         overrides["parallelism_config"] = "{fsdp: {}}"
-    launcher = [sys.executable, "-m", "composer", "-n", str(case.ranks), "--master_port", str(_free_port())]
+    launcher = [sys.executable, "-m", "composer", "-n", str(case.ranks)]
     profiled = [str(folder / "communication.json"), str(options.profiled)]
     settings = [f"{key}={value}" for key, value in overrides.items()]
     return [*launcher, str(RANK_PROGRAM), *profiled, case.file, *settings, *options.set]
@@ -131,16 +138,10 @@ def dropouts(file: str) -> list[str]:
 
 
 def measure(case: Case, work: Path, options: argparse.Namespace) -> Figures:
-    """Launch it and read what it wrote. Raises SystemExit with the end of its output if it fails."""
+    """Launch it and read what it wrote. Raises LaunchFailed."""
     folder = work / case.name.replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log.txt"
-    with open(log, "w", encoding="utf-8") as output:
-        done = subprocess.run(
-            command(case, folder, options), stdout=output, stderr=subprocess.STDOUT, timeout=options.time_limit
-        )
-    if done.returncode:
-        raise SystemExit(f"{case.name}: exit code {done.returncode}\n{log.read_text(encoding='utf-8')[-3000:]}")
+    launch(command(case, folder, options), folder / "log.txt", options.time_limit)
     lines = [line for line in read_metrics(folder / METRICS_NAME) if "seconds" in line]
     summary = summarize(lines[: -options.profiled])
     profile = folder / "communication.json"
@@ -154,10 +155,33 @@ def measure(case: Case, work: Path, options: argparse.Namespace) -> Figures:
     )
 
 
-def row(case: Case, found: Figures, one: Figures) -> list[str]:
-    """A launch's cells; `one`: the same model on one rank."""
-    differences = [abs(found.losses[step] - one.losses[step]) for step in found.losses if step in one.losses]
-    strong = case.scaling == "strong"
+def launch(words: list[str], log: Path, time_limit: float) -> None:
+    """Run a command to its end, and all that it started. Raises LaunchFailed for a time-out or an exit code."""
+    # Without a port of their own the ranks would meet those of another launch; the launcher finds a free one.
+    environment = {key: value for key, value in os.environ.items() if key != "MASTER_PORT"}
+    with open(log, "w", encoding="utf-8") as output:
+        launcher = subprocess.Popen(
+            words, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        problem = f"exit code {launcher.wait(time_limit)}"
+    except subprocess.TimeoutExpired:
+        problem = f"not done after {time_limit:g} s"
+        launcher.send_signal(signal.SIGINT)  # at SIGTERM it would leave its ranks alone
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            launcher.wait(END_LIMIT)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+    if problem != "exit code 0":
+        raise LaunchFailed(f"{problem}\n{log.read_text(encoding='utf-8')[-3000:]}")
+
+
+def row(case: Case, found: Figures, one: Figures | None) -> list[str]:
+    """A launch's cells; `one`: the same model on one rank, if that went well."""
+    losses = one.losses if one else {}
+    differences = [abs(loss - losses[step]) for step, loss in found.losses.items() if step in losses]
     return [
         Path(case.file).stem,
         str(case.ranks),
@@ -165,12 +189,12 @@ def row(case: Case, found: Figures, one: Figures) -> list[str]:
         case.scaling if case.ranks > 1 else "-",
         f"{case.batch:,}",
         f"{found.tokens_per_second:,.0f}",
-        f"{found.tokens_per_second / case.ranks / one.tokens_per_second:.3f}",
+        f"{found.tokens_per_second / case.ranks / one.tokens_per_second:.3f}" if one else "-",
         _percent(found.exchanging),
         _percent(found.alone),
         f"{found.peak_bytes / 2**30:.1f}",
-        f"{found.losses[max(found.losses)]:.4f}" if strong or case.ranks == 1 else "-",
-        f"{max(differences):.4f}" if strong else "-",
+        f"{found.losses[max(found.losses)]:.4f}" if case.scaling != "weak" else "-",
+        f"{max(differences):.4f}" if case.scaling == "strong" and differences else "-",
     ]
 
 
@@ -216,32 +240,36 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Launch after launch; the table grows with each, so that a time-out loses one row."""
+def main() -> int:
+    """Launch after launch; the table grows with each, and one that fails loses its own row. Returns how many did."""
     options = parse_arguments()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory() as temporary:
-        rows, one = [], None
-        for case in cases(options):
-            found = measure(case, Path(options.work or temporary), options)
-            one = found if case.ranks == 1 else one
-            assert one is not None
-            rows.append(row(case, found, one))
-            print(f"{case.name}: {found.tokens_per_second:,.0f} tokens/s", flush=True)
-            if options.out:
-                write_text_atomic(options.out, markdown(rows, options))
+    rows: list[list[str]] = []
+    ones: dict[str, Figures] = {}
+    failed = 0
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            for case in cases(options):
+                try:
+                    found = measure(case, Path(options.work or temporary), options)
+                except LaunchFailed as error:
+                    print(f"{case.name}: {error}", flush=True)
+                    failed += 1
+                    continue
+                if case.ranks == 1:
+                    ones[case.file] = found
+                rows.append(row(case, found, ones.get(case.file)))
+                print(f"{case.name}: {found.tokens_per_second:,.0f} tokens/s", flush=True)
+                if options.out:
+                    write_text_atomic(options.out, markdown(rows, options))
+    finally:
         show(rows, options)
+    return failed
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(min(main(), 1))

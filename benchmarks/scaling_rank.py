@@ -52,12 +52,10 @@ def communication_shares(events: Iterable[Any], *, cuda: bool) -> dict[str, floa
     device = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
     exchange, other = [], []
     for event in events:
-        if event.device_type == device:
-            name = event.name.lower()
-            kept = exchange if ("nccl" if cuda else "gloo:") in name else other
-            # What spans whole steps is a label, not work.
-            if not (cuda and name.startswith(("profilerstep", "optimizer.", "nccl:"))):
-                kept.append((event.time_range.start, event.time_range.end))
+        # A GPU's annotation is a label over its work, as of a step or of what FSDP exchanges, and not work itself.
+        if event.device_type == device and not (cuda and event.is_user_annotation):
+            kept = exchange if ("nccl" if cuda else "gloo:") in event.name.lower() else other
+            kept.append((event.time_range.start, event.time_range.end))
     everything = union([*exchange, *other])
     if not everything:
         return {"exchanging": None, "alone": None}

@@ -65,9 +65,18 @@ def check_run(config: PretrainConfig) -> "PreTrainedTokenizerFast":
 
 
 def pretrain(config: PretrainConfig) -> None:
-    """Train as `config` says. Raises UserError for mistakes, all of them before any work."""
+    """Train as `config` says. Raises UserError for mistakes, all of them before any work, and SystemExit when another
+    rank is lost."""
     tokenizer = check_run(config)
     # Composer takes seconds to import, so mistakes are found first.
+    from anymixer.training.rank_watch import ends_told
+
+    with ends_told():
+        _run(config, tokenizer)
+
+
+def _run(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Build, train, evaluate, report."""
     from anymixer.training.launch import save_folder
     from anymixer.training.run_record import RunRecord
     from anymixer.training.trainer import fit

@@ -2,9 +2,11 @@
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -66,8 +68,9 @@ def test_every_launch_is_of_a_valid_run_without_dropout(scaling, file, tmp_path)
         assert not config.model.mixer.get("dropout")
 
 
-def event(name, start, end, device=torch.autograd.DeviceType.CUDA):
-    return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=start, end=end))
+def event(name, start, end, device=torch.autograd.DeviceType.CUDA, annotation=False):
+    times = SimpleNamespace(start=start, end=end)
+    return SimpleNamespace(name=name, device_type=device, time_range=times, is_user_annotation=annotation)
 
 
 def test_what_no_kernel_hides_is_told_apart(scaling_rank):
@@ -77,7 +80,9 @@ def test_what_no_kernel_hides_is_told_apart(scaling_rank):
         event("gemm", 50, 60),
         event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 30, 70),
         event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 65, 80),
-        event("nccl:all_reduce", 0, 100),
+        event("nccl:all_reduce", 0, 100, annotation=True),
+        event("FSDP::all_gather", 20, 90, annotation=True),
+        event("DistributedDataParallel.forward", 0, 100, annotation=True),
         event("aten::mm", 0, 100, cpu),
         event("gemm", 90, 100),
     ]
@@ -87,7 +92,7 @@ def test_what_no_kernel_hides_is_told_apart(scaling_rank):
 
 def test_on_a_cpu_it_is_gloo_s_share(scaling_rank):
     cpu = torch.autograd.DeviceType.CPU
-    events = [event("gloo:all_reduce", 10, 20, cpu), event("aten::mm", 0, 50, cpu)]
+    events = [event("gloo:all_reduce", 10, 20, cpu, annotation=True), event("aten::mm", 0, 50, cpu)]
     assert scaling_rank.communication_shares(events, cuda=False) == {"exchanging": pytest.approx(0.2), "alone": None}
 
 
@@ -99,3 +104,51 @@ def test_efficiency_is_a_rank_s_share_of_one_alone(scaling):
     assert cells["efficiency"] == "0.950" and cells["largest difference"] == "0.0010"
     assert cells["communicating"] == "25.0%" and cells["alone"] == "10.0%" and cells["parallel"] == "DDP"
     assert dict(zip(scaling.COLUMNS, scaling.row(one, alone, alone)))["efficiency"] == "1.000"
+    unknown = dict(zip(scaling.COLUMNS, scaling.row(two, pair, None)))
+    assert unknown["tokens/s"] == "190" and unknown["efficiency"] == unknown["largest difference"] == "-"
+
+
+def test_a_launch_that_takes_too_long_ends_with_all_its_processes(scaling, tmp_path, monkeypatch):
+    """One that asks its rank to end, as Composer's launcher does, which does not."""
+    monkeypatch.setattr(scaling, "END_LIMIT", 0.5)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+    program = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+rank = subprocess.Popen([sys.executable, "-c", {deaf!r}])
+print("rank", rank.pid, flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("asked", flush=True)
+    rank.terminate()
+    rank.wait()
+"""
+    with pytest.raises(scaling.LaunchFailed, match=r"(?s)not done after 4 s\n.*asked"):
+        scaling.launch([sys.executable, "-c", program], tmp_path / "log.txt", 4.0)
+    words = (tmp_path / "log.txt").read_text().split()
+    rank = int(words[words.index("rank") + 1])
+    assert not psutil.pid_exists(rank) or psutil.Process(rank).wait(20) is None
+
+
+def test_a_launch_that_fails_loses_its_own_row(scaling, tmp_path, monkeypatch, capsys):
+    def measure(case, *_):
+        if case.ranks == 2:
+            raise scaling.LaunchFailed("exit code 1")
+        return scaling.Figures(100.0, 2**30, {1: 4.0}, None, None)
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    out = tmp_path / "table.md"
+    words = [HYDRA, "--data", "x", "--ranks", "2", "4", "--parallel", "ddp", "--scaling", "weak", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *words, "--out", str(out)])
+    assert scaling.main() == 1
+    assert "hydra 2 ranks ddp weak: exit code 1" in capsys.readouterr().out
+    assert [line.split("|")[2].strip() for line in out.read_text().splitlines()[-2:]] == ["1", "4"]
+
+
+def test_the_launcher_finds_a_port_of_its_own(scaling, tmp_path, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", "1")
+    scaling.launch([sys.executable, "-c", "import os; assert 'MASTER_PORT' not in os.environ"], tmp_path / "log", 60.0)
+    assert "--master_port" not in scaling.command(next(scaling.cases(options())), tmp_path, options())

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from anymixer.training.rank_verdict import Beat, Seen, judge, unanswered
+from anymixer.training.rank_verdict import FAILED, LOST_RANK, Beat, Seen, Verdict, judge, unanswered
 
 NOW = 1000.0
 LIMITS = {"rank_timeout": 45.0, "dist_timeout": 300.0}
@@ -16,8 +16,9 @@ def launch(ranks=3, **doing):
     for rank in range(ranks):
         changes = {"step": 6, "moves": 50, "doing": "forward (a.py:1)"} | doing.get(f"rank{rank}", {})
         at = {name: NOW - changes.pop(f"{name}_ago", 0.5) for name in ("beat", "moved")}
-        beat = Beat(rank=rank, host="node7", machine="node7 pid:[1]", pid=100 + rank, born=0.0, **changes)
-        seen[rank] = Seen(beat, at["beat"], at["moved"])
+        waits_since = NOW - changes.pop("waits_ago", NOW - at["moved"])
+        names = {"host": "node7", "machine": "node7 pid:[1]", "pid": 100 + rank, "born": 0.0}
+        seen[rank] = Seen(Beat(rank=rank, **names | changes), at["beat"], at["moved"], waits_since)
     return seen
 
 
@@ -66,7 +67,8 @@ def test_those_who_are_behind_keep_the_others_waiting():
     waiting = {"moves": 51, "waits": True, "doing": "waiting for the other ranks", "moved_ago": 280.0}
     slow = {"doing": "waiting for a batch from the data loader", "moved_ago": 290.0}
     found = verdict(launch(rank0=waiting, rank1=slow, rank2=waiting))
-    assert found.lost == (1,) and "has kept the others waiting for 300 s" in found.text
+    assert found.lost == (1,) and "has kept the others waiting for 270 s" in found.text
+    assert found.exit_code == LOST_RANK
     assert "last seen in step 7: waiting for a batch from the data loader" in found.text
     assert verdict(launch(rank0=waiting, rank1=slow | {"moved_ago": 260.0}, rank2=waiting)) is None
 
@@ -78,11 +80,41 @@ def test_of_ranks_as_far_as_each_other_the_one_that_does_not_wait_is_behind():
     assert verdict(launch(rank0=waiting, rank1=waiting, rank2=waiting)) is None
 
 
+def test_what_counts_is_how_long_the_others_have_waited():
+    """One compiles 200 s and waits 75 s, the other compiles 275 s."""
+    waiting = {"waits": True, "moved_ago": 275.0, "waits_ago": 75.0}
+    compiling = {"doing": "compiling (convert_frame.py:9)", "moved_ago": 275.0}
+    assert verdict(launch(rank0=waiting, rank1=compiling, rank2=waiting)) is None
+    assert verdict(launch(rank0=waiting, rank1=compiling, rank2=waiting | {"waits_ago": 275.0})) is None
+    waiting["waits_ago"] = 275.0
+    assert verdict(launch(rank0=waiting, rank1=compiling, rank2=waiting), me=1).lost == (1,)
+
+
+def test_who_waits_further_back_is_not_to_blame():
+    ahead = {"moves": 51, "waits": True, "moved_ago": 280.0}
+    assert verdict(launch(rank0=ahead | {"moves": 50}, rank1=ahead, rank2=ahead)) is None
+
+
+def test_waiting_counts_from_its_first_beat():
+    beat = launch()[1].beat
+    seen = Seen(beat, 0.0, 0.0, 0.0).updated(replace(beat, waits=True, count=1), 5.0)
+    assert seen.waits_since == 5.0 and seen.updated(replace(beat, waits=True, count=2), 6.0).waits_since == 5.0
+
+
 def test_a_failure_is_told_after_a_while_or_at_once_to_who_has_felt_it():
     failed = {"failure": "OutOfMemoryError: CUDA", "ending": True, "beat_ago": 1.0}
     assert verdict(launch(rank1=failed)) is None
     for found in (verdict(launch(rank1=failed | {"beat_ago": 6.0})), verdict(launch(rank1=failed), impatient=True)):
         assert found.lost == (1,) and "has failed (OutOfMemoryError: CUDA)" in found.text
+        assert found.exit_code == FAILED and "Start the same command again" not in found.text
+
+
+def test_who_was_asked_to_end_can_be_started_again_and_hides_no_failure():
+    asked = {"failure": "was asked to end", "blameless": True, "ending": True, "beat_ago": 6.0}
+    found = verdict(launch(rank1=asked))
+    assert (found.lost, found.exit_code) == ((1,), LOST_RANK) and "Start the same command again" in found.text
+    found = verdict(launch(rank1=asked, rank2={"failure": "ValueError: x", "ending": True, "beat_ago": 6.0}))
+    assert (found.lost, found.exit_code) == ((2,), FAILED)
 
 
 def test_where_all_are_asked_to_end_nobody_has_failed():
@@ -92,8 +124,8 @@ def test_where_all_are_asked_to_end_nobody_has_failed():
 
 
 def test_what_another_rank_has_concluded_is_taken_over():
-    found = verdict(launch(rank2={"verdict": "rank 1 has died", "speaker": 0}))
-    assert (found.text, found.lost, found.speaker) == ("rank 1 has died", (), 0)
+    told = Verdict("rank 1 has failed", (1,), 0, FAILED)
+    assert verdict(launch(rank2={"verdict": told})) == told
 
 
 def test_many_lost_ranks_are_counted():
@@ -102,11 +134,27 @@ def test_many_lost_ranks_are_counted():
 
 
 def test_rank_0_keeps_what_is_told():
-    found = unanswered(launch(), lambda beat: "stopped")
+    found = unanswered(launch(), 2, lambda beat: "stopped")
     assert found.lost == (0,) and found.speaker == 1 and "rank 0 (process 100 on node7) answers no more" in found.text
-    assert "has died" in unanswered(launch(), lambda beat: "gone").text
+    assert "has died" in unanswered(launch(), 2, lambda beat: "gone").text
+
+
+def test_a_rank_of_every_machine_says_that_the_store_has_ended():
+    seen = launch(4, rank2={"machine": "another"}, rank3={"machine": "another"})
+    assert [unanswered(seen, me, lambda beat: None).speaker for me in (1, 2, 3)] == [1, 2, 2]
+
+
+def test_rank_0_is_not_named_for_a_store_of_torchrun():
+    found = unanswered(launch(), 2, lambda beat: None, "torchrun's store at node1:29500")
+    assert found.text.startswith(
+        "torchrun's store at node1:29500 answers no more. rank 1 (process 101 on node7) is in "
+    )
+    assert (found.lost, found.speaker, found.exit_code) == ((), 1, LOST_RANK)
+    assert unanswered(launch(), 2, lambda beat: "gone", "torchrun's store").lost == (0,)
 
 
 def test_a_beat_survives_its_way_through_the_store():
-    beat = replace(launch()[1].beat, failure='"quoted"\nlines', verdict="x", speaker=1)
+    beat = replace(launch()[1].beat, failure='"quoted"\nlines')
+    assert Beat.from_json(beat.to_json()) == beat
+    beat = replace(beat, verdict=Verdict("x", (1, 2), 3, FAILED))
     assert Beat.from_json(beat.to_json()) == beat

@@ -2,19 +2,29 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from torch.distributed import TCPStore
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="looks into /proc; two CPU ranks"),
-]
+pytest.importorskip("composer")
+
+from anymixer import pretrain
+from anymixer.training import rank_watch
+from anymixer.training.rank_verdict import Seen, Verdict
+from anymixer.training.rank_watch import _condition, ends_told
+from anymixer.training.whereabouts import SAVING
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or torch.cuda.is_available(), reason="looks into /proc; two CPU ranks"
+)
 
 ROOT = Path(__file__).parents[2]
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
@@ -43,17 +53,20 @@ class Mortal(Hydra):
 
 
 @pytest.fixture
-def launch(master_port):
+def launch(master_port, tiny_corpus):
     """Start two ranks; all that they print goes to `log`."""
 
     def start(*arguments, log, **more):
         paths = os.pathsep.join(p for p in sys.path if p)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | more
         command = [sys.executable, "-m", "composer", "-n", "2", "--master_port", str(master_port)]
+        before = set(Path("/dev/shm").iterdir())
         with open(log, "w") as output:
-            return subprocess.Popen(
+            launcher = subprocess.Popen(
                 [*command, *map(str, arguments)], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
             )
+        launcher.before, launcher.data = before, tiny_corpus
+        return launcher
 
     return start
 
@@ -70,8 +83,9 @@ def wait_for_steps(launcher, folder, steps, log):
         time.sleep(0.02)
 
 
-def shared_memory(processes):
-    """Files of /dev/shm that the processes have open or mapped, less the semaphores, which have no name any more."""
+def shared_memory(launcher, processes):
+    """The segments in /dev/shm that the launch has made: those that its processes have open or mapped and that were not
+    there before, of data whose path no other test has. All of streaming's start with one number."""
     found = set()
     for process in processes:
         links = [*Path(f"/proc/{process.pid}/fd").iterdir(), *Path(f"/proc/{process.pid}/map_files").iterdir()]
@@ -80,16 +94,18 @@ def shared_memory(processes):
                 target = os.readlink(link)
             except OSError:  # closed since
                 continue
-            if target.startswith("/dev/shm/") and "(deleted)" not in target and "start.lock" not in target:
+            if target.startswith("/dev/shm/") and "(deleted)" not in target:
                 found.add(Path(target))
-    return found
+    data = str(launcher.data).encode()
+    ours = {file.name[:6] for file in found - launcher.before if "_locals" in file.name and data in file.read_bytes()}
+    return {file for file in found if file.name[:6] in ours}
 
 
 def watched(launcher, rank):
     """A rank's process, the processes of the launch and their shared memory."""
     processes = psutil.Process(launcher.pid).children(recursive=True)
     (lost,) = [p for p in processes if p.ppid() == launcher.pid and p.environ()["RANK"] == str(rank)]
-    files = shared_memory(processes)
+    files = shared_memory(launcher, processes)
     assert any("_locals" in file.name for file in files) and any("_anymixer" in file.name for file in files)
     return lost, processes, files
 
@@ -108,6 +124,7 @@ def end(launcher, processes):
         launcher.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_launch_and_the_next_start_ends_in_the_same_losses(write_run, launch, tmp_path):
     (tmp_path / "mortal.py").write_text(MORTAL)
     options = {"max_duration": "30ba", "save_interval": "10ba", "eval_first": "false"}
@@ -136,6 +153,7 @@ def test_a_killed_rank_ends_the_launch_and_the_next_start_ends_in_the_same_losse
     assert len(losses(tmp_path / "whole")) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_stopped_is_found(write_run, launch, tmp_path, rank):
     options = {"max_duration": "10000ba", "save_interval": "1000ba", "eval_first": "false", "rank_timeout": 20}
@@ -152,15 +170,16 @@ def test_a_rank_that_is_stopped_is_found(write_run, launch, tmp_path, rank):
     assert not [file for file in files if file.exists()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("option", "message", "code"),
     [
-        ("hang", "has kept the others waiting for 20 s; last seen in step 4: waiting for a batch from the data loader"),
-        ("fail", "has failed (ValueError: rank 1 finds a fault); last seen in step "),
+        ("hang", "has kept the others waiting for 54 s; last seen in step 4: waiting for a batch from the data", 75),
+        ("fail", "has failed (ValueError: rank 1 finds a fault); last seen in step ", 1),
     ],
 )
-def test_a_rank_that_hangs_or_fails_is_named_by_the_other(launch, tmp_path, option, message):
-    run = {"config": {"dist_timeout": 20}, "options": {option: {"rank": 1, "step": 3}}, "out": str(tmp_path / "out")}
+def test_a_rank_that_hangs_or_fails_is_named_by_the_other(launch, tmp_path, option, message, code):
+    run = {"config": {"dist_timeout": 60}, "options": {option: {"rank": 1, "step": 3}}, "out": str(tmp_path / "out")}
     log = tmp_path / "log.txt"
     launcher = launch(TINY_RUN, json.dumps([run]), log=log)
     deadline = time.monotonic() + 200
@@ -168,6 +187,163 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_other(launch, tmp_path, opti
         assert launcher.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     processes = psutil.Process(launcher.pid).children(recursive=True)
-    assert end(launcher, processes) != 0
+    assert end(launcher, processes) == code
     output = log.read_text()
     assert message in output and "error: rank 1 (process " in output
+    assert ("Start the same command again" in output) == (code == 75)
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """A launch of this process, which is rank 1, and a rank 0 elsewhere, not started; give its watch."""
+    made = {"get_global_rank": 1, "get_world_size": 2, "broadcast_object_list": None}
+    for name, answer in made.items():
+        monkeypatch.setattr(rank_watch.dist, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(rank_watch, "_INTERVAL", 0.05)
+    monkeypatch.setattr(rank_watch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(rank_watch.os, "_exit", lambda code: pytest.fail(f"exit code {code}"))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    watch = rank_watch.RankWatch()
+    monkeypatch.setattr(rank_watch, "_watch", watch)
+    watch.rank_timeout, watch.dist_timeout = 5.0, 300.0
+    now = time.monotonic()
+    other = replace(watch._beat, rank=0, host="node0", machine="elsewhere")
+    watch._seen = {beat.rank: Seen(beat, now, now, now) for beat in (other, watch._beat)}
+    yield watch
+    watch._leaving.set()
+    for thread in watch._threads:
+        thread.join(30)
+
+
+def test_setting_the_clock_makes_no_process_another(watch, monkeypatch):
+    boot = psutil.boot_time()
+    assert _condition(watch._beat, watch._beat) == "running"
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 100.0)
+    assert _condition(watch._beat, watch._beat) == "running"
+    assert _condition(watch._beat, replace(watch._beat, born=watch._beat.born - 100)) == "gone"
+
+
+def test_machines_of_one_name_are_told_apart(watch, monkeypatch):
+    assert socket.gethostname() not in watch._beat.machine
+    assert Path("/proc/sys/kernel/random/boot_id").read_text().strip() in watch._beat.machine
+    assert _condition(watch._beat, replace(watch._beat, machine="elsewhere", pid=2**22)) is None
+
+
+def test_a_process_that_may_not_be_looked_at_is_not_known(watch, monkeypatch):
+    def denied(self):
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", denied)
+    assert _condition(watch._beat, watch._beat) is None
+
+
+def test_more_ranks_beat_less_often_and_may_be_silent_longer(watch, monkeypatch):
+    monkeypatch.setattr(rank_watch, "_INTERVAL", 1.0)
+    monkeypatch.setattr(rank_watch, "_watch", None)
+    monkeypatch.setattr(rank_watch.atexit, "register", lambda _: None)
+    monkeypatch.setattr(rank_watch.RankWatch, "start", lambda self: None)
+    monkeypatch.setattr(rank_watch.dist, "get_world_size", lambda: 1024)
+    rank_watch.start_watch(45.0, 300.0)
+    assert rank_watch._watch.rank_timeout == 80.0 and rank_watch._watch._grace == 20.0
+
+
+def beats(store, watch):
+    """Have rank 0 beat in a store."""
+    store.set(watch._keys[0], watch._seen[0].beat.to_json())
+
+
+def test_a_connection_that_breaks_is_made_again(watch, master_port, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", str(master_port))
+    store = TCPStore("127.0.0.1", master_port, is_master=True, wait_for_workers=False)
+    beats(store, watch)
+    watch.start()
+    del store
+    deadline = time.monotonic() + 20
+    while watch._store is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert watch._store is None
+    store = TCPStore("127.0.0.1", master_port, is_master=True, wait_for_workers=False)
+    beats(store, watch)
+    began = time.monotonic()
+    while watch._exchanged_at < began and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert watch._exchanged_at > began and watch._verdict is None
+    watch._leaving.set()
+    for thread in watch._threads:
+        thread.join(30)
+
+
+def test_a_store_that_ends_is_missed_after_a_while_or_at_once_with_its_process(watch, monkeypatch):
+    now = time.monotonic()
+    assert watch._store is None and watch._judge(now) is None
+    found = watch._judge(now + 6)
+    assert "rank 0 (process" in found.text and "answers no more" in found.text
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert watch._judge(now + 6).text.startswith("torchrun's store at 127.0.0.1:1 answers no more")
+    gone = replace(watch._seen[0].beat, machine=watch._beat.machine, born=-100.0)
+    watch._seen[0] = replace(watch._seen[0], beat=gone)
+    assert "rank 0 (process" in watch._judge(now).text and "has died" in watch._judge(now).text
+    watch._seen[0] = replace(watch._seen[0], beat=replace(gone, ending=True))
+    assert watch._judge(now + 60) is None
+
+
+def test_a_mistake_of_the_watch_ends_no_launch(watch, monkeypatch, capsys):
+    def broken():
+        raise KeyError("a mistake")
+
+    told = []
+    monkeypatch.setattr(watch, "_publish", lambda: told.append(watch._now()))
+    watch._guarded(broken)
+    assert "a mistake" in capsys.readouterr().err and told[0].ending and told[0].failure is None
+    watch.end()
+
+
+def test_a_failure_is_explained_once_however_many_blocks_it_leaves(watch):
+    error = ValueError("mine")
+    with pytest.raises(ValueError, match="mine"), ends_told(), ends_told():
+        raise error
+    assert (watch.failure, watch._now().blameless) == ("ValueError: mine", False)
+    watch._leaving.set()
+    assert watch._now().failure == "ValueError: mine"
+
+
+@pytest.mark.parametrize("code", [1, 75])
+def test_who_ends_for_want_of_another_takes_the_verdict_s_exit_code(watch, code):
+    watch._verdict = Verdict("rank 0 has ended", (0,), 1, code)
+    with pytest.raises(SystemExit) as caught, ends_told(), ends_told():
+        raise RuntimeError("gloo: connection closed by peer")
+    assert caught.value.code == code and watch.failure is None
+
+
+def test_an_error_outside_the_loop_is_told(watch, monkeypatch):
+    def broken(*_):
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(pretrain, "check_run", lambda config: None)
+    monkeypatch.setattr(pretrain, "_run", broken)
+    with pytest.raises(ValueError, match="no such layer"):
+        pretrain.pretrain(None)
+    assert watch.failure == "ValueError: no such layer"
+
+
+@pytest.mark.parametrize(
+    ("doing", "lost", "waits"), [(SAVING, (), True), (SAVING, (0,), False), ("forward", (), False)]
+)
+def test_a_checkpoint_may_be_written_to_its_end(watch, monkeypatch, doing, lost, waits):
+    def seconds(_):
+        slept.append(1)
+        watch._seen[0] = replace(watch._seen[0], beat=replace(watch._beat, rank=0, doing="forward"))
+
+    slept = []
+    monkeypatch.setattr(rank_watch.time, "sleep", seconds)
+    watch._seen[0] = replace(watch._seen[0], beat=replace(watch._beat, rank=0, doing=f"{doing} (file.py:1)"))
+    watch._let_save(Verdict("", lost, 1))
+    assert bool(slept) == waits
+
+
+def test_rank_0_stays_until_its_last_words_are_read(watch):
+    beat, told = replace(watch._beat, rank=0, machine="elsewhere", count=7), {0: 7}
+    assert not watch._knows(beat, told) and not watch._knows(replace(beat, count=8), told)
+    for reason in ({"count": 9}, {"ending": True}, {"verdict": Verdict("", (), 0)}):
+        assert watch._knows(replace(beat, **reason), told)

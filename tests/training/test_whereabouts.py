@@ -2,10 +2,11 @@
 
 import threading
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from anymixer.training.whereabouts import describe, main_thread, where_raised
+from anymixer.training.whereabouts import SAVING, describe, main_thread, where_raised
 
 
 class Asking(Dataset):
@@ -63,4 +64,10 @@ def test_a_collective_waits(tmp_path):
 
 def test_an_error_that_was_never_raised_is_nowhere():
     assert where_raised(ValueError()) is None
-    assert describe.__doc__
+
+
+@pytest.mark.parametrize("file", ["utils/checkpoint.py", "utils/remote_uploader.py", "callbacks/checkpoint_saver.py"])
+def test_a_checkpoint_takes_until_it_is_uploaded(file):
+    found = {}
+    exec(compile("import sys\nframe = sys._getframe()", f"/site-packages/composer/{file}", "exec"), found)
+    assert describe(found["frame"]).words == SAVING

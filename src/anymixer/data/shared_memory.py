@@ -58,7 +58,7 @@ def starting_alone(*, leader: bool) -> Iterator[None]:
 
 
 def claim(number: int) -> None:
-    """Mark the segments of this number as belonging to a run that lives as long as this process."""
+    """Mark the segments of this number as belonging to a run that lives as long as this process: once a node."""
     segment = _segment(number)
     if not segment.exists():
         return

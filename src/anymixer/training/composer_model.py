@@ -52,7 +52,7 @@ class MixerComposerModel(HuggingFaceModel):
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         """Return new metrics, the same in training and evaluation, under the names MosaicBERT logs."""
         loss = LanguageCrossEntropy(ignore_index=IGNORED_LABEL)
-        loss.loss_fn = summed_cross_entropy  # pyright: ignore[reportAttributeAccessIssue]
+        loss.loss_fn = SummedCrossEntropy()
         metrics = [loss, MaskedAccuracy(ignore_index=IGNORED_LABEL)]
         return {type(metric).__name__: metric for metric in metrics}
 
@@ -83,9 +83,12 @@ class MixerComposerModel(HuggingFaceModel):
         return 6.0 * (self.body_weights * positions + self.head_weights * predicted)
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The sum over rows of the loss that training minimises, by the same op: [masked, vocab], [masked]."""
-    return cross_entropy(logits, targets).sum()
+class SummedCrossEntropy(nn.CrossEntropyLoss):
+    """The sum over rows of the loss that training minimises, by the same op; a module, as the metric's own is."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """input: logits [masked, vocab]; target: [masked]."""
+        return cross_entropy(input, target).sum()
 
 
 def masked_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
-"""Finds the rank that a launch has lost: every rank tells the others, once a second, that it lives and what it does.
+"""Finds the rank that a launch has lost: every rank tells the others, again and again, that it lives and what it does.
 
 A rank that dies, fails, or is stopped is named within `rank_timeout` seconds by the lowest of the others, and all end
-with exit code LOST_RANK; one that lives but keeps the others waiting, shortly before `dist_timeout`, at which torch
-would end them without naming it (`rank_verdict` says how it is told). Two threads do this, so that neither a step that
-takes long (compiling, evaluating, writing a checkpoint) nor a collective that never returns can keep them from it.
+with exit code LOST_RANK, or FAILED where it would fail again; one that lives but keeps the others waiting, shortly
+before `dist_timeout`, at which torch would end them without naming it (`rank_verdict` says how it is told). Two
+threads do this, so that neither a step that takes long (compiling, evaluating, writing a checkpoint) nor a collective
+that never returns can keep them from it.
 
 What is told goes through the store that the ranks met in, which rank 0 keeps (or torchrun), by a connection of its own.
 """
@@ -16,9 +17,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 from composer.core import Callback, Event, State
@@ -27,16 +31,16 @@ from composer.utils import dist
 from torch.distributed import DistError, TCPStore
 
 from anymixer.training.rank_verdict import Beat, Seen, Verdict, judge, unanswered
-from anymixer.training.whereabouts import Whereabouts, main_thread, where_raised
+from anymixer.training.whereabouts import SAVING, Whereabouts, main_thread, where_raised
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong with the command, which can be started again.
-LOST_RANK = 75
 # Seconds between two beats, up to this many ranks; more of them beat the less often.
 _INTERVAL, _RANKS_A_SECOND = 1.0, 64
+# A rank that has missed fewer beats than this is not silent, whatever `rank_timeout` says.
+_MISSED = 5
 # Seconds that the main thread gets to end by itself once it is clear that the launch has ended.
 _GRACE = 5.0
-# Seconds that rank 0, which keeps the store, waits for the others to read it for the last time.
-_LINGER = 5.0
+# Seconds that whatever comes after SIGTERM may take: the launcher, which sent it, kills after 30.
+_AFTER_SIGTERM = 20.0
 _EXCHANGE_ERRORS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
 
 _watch: "RankWatch | None" = None
@@ -50,7 +54,8 @@ def start_watch(rank_timeout: float, dist_timeout: float) -> None:
     if _watch is None:
         _watch = RankWatch()
         atexit.register(_watch.end)
-    _watch.rank_timeout, _watch.dist_timeout = rank_timeout, dist_timeout
+    _watch.rank_timeout = max(rank_timeout, _MISSED * _watch.interval)
+    _watch.dist_timeout = dist_timeout
     _watch.start()
 
 
@@ -58,22 +63,24 @@ def start_watch(rank_timeout: float, dist_timeout: float) -> None:
 def ends_told() -> Iterator[None]:
     """Tell the other ranks why the block ends, if by an exception; and ask them, if it is for want of another rank.
 
-    Raises SystemExit(LOST_RANK) for the latter, once a rank has said which.
+    Raises SystemExit(LOST_RANK or FAILED) for the latter, once a rank has said which. May stand in another such block:
+    an exception is explained once.
     """
-    watch = _watch
-    if watch is None:
-        yield
-        return
-    watch.failure = None
+    if _watch is not None:
+        _watch.failure = _watch.left = None
     try:
         yield
     except BaseException as error:
+        if _watch is None:
+            raise
         try:
-            lost = watch.explains(error)
-        except SystemExit:  # asked to end while it waited for the explanation
-            lost = watch.explains(error)
-        if lost:
-            raise SystemExit(LOST_RANK) from error
+            verdict = _watch.explains(error)
+        except SystemExit as asked:  # to end, while it waited for the explanation
+            verdict = _watch.explains(asked)
+        if verdict is not None:
+            # It ends already; the launcher's wish that it does would break into that, at any point.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SystemExit(verdict.exit_code) from error
         raise
 
 
@@ -96,19 +103,22 @@ class RankWatch:
         self.interval = _INTERVAL * max(1.0, self.world_size / _RANKS_A_SECOND)
         self.step = self.moves = 0
         self.failure: str | None = None
+        self._grace = min(max(_GRACE, 2 * self.interval), _AFTER_SIGTERM)
         process = psutil.Process()
         self._beat = Beat(
-            rank=self.rank, host=socket.gethostname(), machine=_machine(), pid=process.pid, born=process.create_time()
+            rank=self.rank, host=socket.gethostname(), machine=_machine(), pid=process.pid, born=_born(process)
         )
-        # torchrun keeps its store when it starts the ranks anew.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._keys = [f"anymixer/attempt {attempt}/rank {rank}" for rank in range(self.world_size)]
+        # torchrun keeps its store when it starts the ranks anew, and counts that on each machine for itself.
+        launch = [uuid.uuid4().hex]
+        dist.broadcast_object_list(launch)
+        self._keys = [f"anymixer/{launch[0]}/rank {rank}" for rank in range(self.world_size)]
+        self._store: TCPStore | None = None
         self._seen: dict[int, Seen] = {}
         self._gone: dict[int, float] = {}
         self._exchanged_at = time.monotonic()
-        self._unanswered = False
-        self._left: Whereabouts | None = None
-        self._impatient = self._asked_to_end = False
+        self.left: Whereabouts | None = None
+        self._explained: BaseException | None = None
+        self._impatient = self._asked_to_end = self._blameless = False
         self._verdict: Verdict | None = None
         self._decided, self._leaving, self._told = (threading.Event() for _ in range(3))
         self._threads: list[threading.Thread] = []
@@ -117,68 +127,73 @@ class RankWatch:
         """Meet in the store and start the threads, once."""
         if self._threads:
             return
-        self._store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=self.dist_timeout),
-        )
         self._publish()
-        self._store.wait(self._keys)
+        self._connected().wait(self._keys, timedelta(seconds=self.dist_timeout))
         self._read()
         self._threads = [
-            threading.Thread(target=target, name=target.__name__, daemon=True)
-            for target in (self._exchange, self._look)
+            threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
+            for work in (self._exchange, self._look)
         ]
         for thread in self._threads:
             thread.start()
 
-    def explains(self, error: BaseException) -> bool:
-        """Whether this process ends by `error` because another rank is lost; waits for the watch to find out."""
-        self._left = where_raised(error)
-        if isinstance(error, SystemExit):  # Composer's answer to SIGTERM, which a launcher sends when a rank has died
-            self.failure, self._asked_to_end = "was asked to end", True
-            found = self._wait(4 * self.interval)
-        else:
-            found = _is_exchange_error(error) and self._wait(self.rank_timeout + 4 * self.interval)
-            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return found
+    def _connected(self) -> TCPStore:
+        if self._store is None:
+            self._store = TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=self.rank_timeout),
+            )
+        return self._store
 
-    def _wait(self, seconds: float) -> bool:
+    def explains(self, error: BaseException) -> Verdict | None:
+        """The verdict, if this process ends by `error` because another rank is lost; waits for the watch to find it."""
+        if self._verdict is not None or error is self._explained:
+            return self._verdict
+        self.left = self.left or where_raised(error)
+        # SystemExit is Composer's answer to SIGTERM, which a launcher sends when a rank has died, and to Ctrl-C.
+        self._asked_to_end |= isinstance(error, SystemExit | KeyboardInterrupt)
+        if self._asked_to_end:
+            self.failure = "was asked to end"
+            self._wait(min(4 * self.interval, _AFTER_SIGTERM))
+        else:
+            if _is_exchange_error(error):
+                self._wait(self.rank_timeout + 4 * self.interval)
+            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self._blameless = self._asked_to_end or _is_exchange_error(error)
+        self._explained = error
+        return self._verdict
+
+    def _wait(self, seconds: float) -> None:
         self._impatient = True
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._decided.wait(0.1):
             if self._asked_to_end and all(one.beat.ending for one in self._others()):
-                return False  # so were all, and none is lost
-            if self._decided.wait(0.1):
-                return True
-        return False
+                return  # so were all, and none is lost
 
     def end(self) -> None:
         """Tell the others that this process ends, and why if it has failed; rank 0 waits for them to read it.
 
         Once a rank is lost the process ends here: what Python and NCCL do after this may wait for that rank.
         """
+        if self._verdict is not None:
+            self._let_save(self._verdict)
         self._leaving.set()
-        if not self._unanswered:
-            self._told.wait(max(_LINGER, 2 * self.interval))
+        # At a good end a rank may be as slow to read this as it may be to beat.
+        self._told.wait(self.rank_timeout if self.rank == 0 and self.failure is None else self._grace)
         if self._verdict is not None:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(LOST_RANK)
-
-    def _others_end(self) -> bool:
-        """Whether the others have ended, or will: rank 0 must stay until they know what it knows."""
-        beats = [one.beat for one in self._others()]
-        return all(beat.ending or beat.verdict or _condition(self._beat, beat) == "gone" for beat in beats)
+            os._exit(self._verdict.exit_code)
 
     def _others(self) -> list[Seen]:
         return [one for rank, one in list(self._seen.items()) if rank != self.rank]
 
     def _now(self) -> Beat:
         """This rank's beat of this moment."""
-        doing = self._left or main_thread()
+        doing = self.left or main_thread()
         ending = self._leaving.is_set() or self._asked_to_end
         return replace(
             self._beat,
@@ -188,44 +203,63 @@ class RankWatch:
             waits=doing.waits,
             ending=ending,
             failure=self.failure if ending else None,
-            verdict=None if self._verdict is None else self._verdict.text,
-            speaker=0 if self._verdict is None else self._verdict.speaker,
+            blameless=self._blameless,
+            verdict=self._verdict,
         )
 
     def _publish(self) -> None:
         self._beat = replace(self._now(), count=self._beat.count + 1)
-        self._store.set(self._keys[self.rank], self._beat.to_json())
+        self._connected().set(self._keys[self.rank], self._beat.to_json())
 
     def _read(self) -> None:
-        texts = self._store.multi_get(self._keys)  # pyright: ignore[reportAttributeAccessIssue]
+        texts = self._connected().multi_get(self._keys)  # pyright: ignore[reportAttributeAccessIssue]
         now = time.monotonic()
         for text in texts:
             beat = Beat.from_json(text)
-            seen = self._seen.get(beat.rank, Seen(beat, now, now))
+            seen = self._seen.get(beat.rank, Seen(beat, now, now, now))
             self._seen[beat.rank] = seen.updated(beat, now)
         self._exchanged_at = now
 
     def _exchange(self) -> None:
         """Tell and read, again and again. A thread of its own, because a store that is stopped never answers."""
-        try:
-            while not self._leaving.is_set():
+        while not self._leaving.is_set():
+            try:
                 self._publish()
                 self._read()
-                self._leaving.wait(self.interval)
+            except RuntimeError:  # as are all errors of the store; what they mean is for `_look` to say
+                self._store = None
+            self._leaving.wait(self.interval)
+        with contextlib.suppress(RuntimeError):
             self._publish()
-            while self.rank == 0 and not self._others_end():
+            self._read()
+            told = {one.beat.rank: one.beat.count for one in self._others()}
+            while self.rank == 0 and not all(self._knows(one.beat, told) for one in self._others()):
                 time.sleep(0.05)
                 self._read()
-        except (DistError, RuntimeError):  # the store has ended; what that means is for `_look` to say
-            self._unanswered = True
         self._told.set()
+
+    def _knows(self, beat: Beat, told: dict[int, int]) -> bool:
+        """Whether a rank has ended, will, or has read since (between two beats) the last words of rank 0."""
+        gone = _condition(self._beat, beat) == "gone"
+        return beat.ending or beat.verdict is not None or gone or beat.count >= told[beat.rank] + 2
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do the work of a thread; a mistake of the watch's own ends the watch of this rank, and no launch."""
+        try:
+            work()
+        except Exception:
+            traceback.print_exc()
+            self._leaving.set()
+            with contextlib.suppress(RuntimeError):
+                self._publish()  # as ending: nobody misses its beats
+            self._told.set()
 
     def _look(self) -> None:
         """Judge, again and again; end the process when a rank is lost."""
         before = time.monotonic()
         while not self._leaving.wait(self.interval / 2):
             now = time.monotonic()
-            if now - before > 5 * self.interval:  # this process was stopped itself, or its machine
+            if now - before > _MISSED * self.interval:  # this process was stopped itself, or its machine
                 self._forget(now)
             before = now
             verdict = self._judge(now)
@@ -234,7 +268,7 @@ class RankWatch:
 
     def _forget(self, now: float) -> None:
         self._exchanged_at = now
-        self._seen = {rank: Seen(one.beat, now, now) for rank, one in self._seen.items()}
+        self._seen = {rank: Seen(one.beat, now, now, now) for rank, one in self._seen.items()}
 
     def _judge(self, now: float) -> Verdict | None:
         # What this rank has told of itself is old where the store does not answer.
@@ -250,10 +284,16 @@ class RankWatch:
             impatient=self._impatient,
             asked_to_end=self._asked_to_end,
         )
-        silent = self._unanswered or now - self._exchanged_at > self.rank_timeout
-        if verdict is None and silent and self.rank != 0 and not seen[0].beat.ending:
-            verdict = unanswered(seen, lambda beat: _condition(self._beat, beat))
+        if verdict is None and self.rank != 0 and not seen[0].beat.ending and self._unanswered(now):
+            store = f"torchrun's store at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            keeper = store if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
+            verdict = unanswered(seen, self.rank, lambda beat: _condition(self._beat, beat), keeper)
         return verdict
+
+    def _unanswered(self, now: float) -> bool:
+        """Whether the store has ended: for long, or with rank 0, which keeps it."""
+        ended = self._store is None and _condition(self._beat, self._seen[0].beat) == "gone"
+        return ended or now - self._exchanged_at > self.rank_timeout
 
     def _condition(self, beat: Beat) -> str | None:
         """As `_condition`, but a process that is gone counts once its last words, which may explain it, are read."""
@@ -265,29 +305,49 @@ class RankWatch:
     def _conclude(self, verdict: Verdict) -> None:
         """Say it, have it told, and end this process if the main thread does not by itself."""
         if verdict.speaker == self.rank:
-            # In one piece, and whatever lock the main thread holds; below the progress bar.
-            os.write(2, f"\nerror: {verdict.text}\n".encode())
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                # In one piece, and whatever lock the main thread holds; below the progress bar.
+                os.write(2, f"\nerror: {verdict.text}\n".encode())
         self._verdict = verdict
         for rank in verdict.lost:
             self._kill(self._seen[rank].beat)
         self._decided.set()
-        time.sleep(max(_GRACE, 2 * self.interval))
-        os._exit(LOST_RANK)
+        time.sleep(self._grace)
+        self._let_save(verdict)
+        os._exit(verdict.exit_code)
+
+    def _let_save(self, verdict: Verdict) -> None:
+        """Wait while a rank writes a checkpoint: the first to end has its launcher end those beside it."""
+        deadline = time.monotonic() + _AFTER_SIGTERM
+        while time.monotonic() < deadline:
+            ranks = [one.beat for one in self._others() if one.beat.rank not in verdict.lost and not one.beat.ending]
+            if not any(doing.startswith(SAVING) for doing in (str(main_thread()), *(beat.doing for beat in ranks))):
+                return
+            time.sleep(0.1)
 
     def _kill(self, beat: Beat) -> None:
         """End a process of this machine that is stopped. A launcher takes half a minute to, and then ends the process
         that removes its shared memory too."""
         if _condition(self._beat, beat) == "stopped":
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
                 os.kill(beat.pid, signal.SIGKILL)
 
 
 def _machine() -> str:
-    """The name space that this process's id means something in; "" where there is none to be known."""
+    """The name space that this process's id means something in; "" where there is none to be known.
+
+    The outermost one has the same number everywhere, and machines that were cloned the same name.
+    """
     try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
+
+
+def _born(process: psutil.Process) -> float:
+    """Seconds after the start of the machine, which setting its clock does not change."""
+    return process.create_time() - psutil.boot_time()
 
 
 def _condition(mine: Beat, beat: Beat) -> str | None:
@@ -296,11 +356,13 @@ def _condition(mine: Beat, beat: Beat) -> str | None:
         return None
     try:
         process = psutil.Process(beat.pid)
-        if abs(process.create_time() - beat.born) > 1 or process.status() == psutil.STATUS_ZOMBIE:
+        if abs(_born(process) - beat.born) > 1 or process.status() == psutil.STATUS_ZOMBIE:
             return "gone"
         return "stopped" if process.status() == psutil.STATUS_STOPPED else "running"
     except psutil.NoSuchProcess:
         return "gone"
+    except psutil.AccessDenied:
+        return None
 
 
 def _is_exchange_error(error: BaseException) -> bool:

@@ -106,7 +106,7 @@ def fit(trainer: Trainer) -> bool:
     """Train to `max_duration`; return False, having said so, when a resumed run had already got there.
 
     Raises UserError when `save_folder` holds checkpoints that are further than this run, and
-    SystemExit(rank_watch.LOST_RANK) when another rank is lost.
+    SystemExit(rank_verdict.LOST_RANK or FAILED) when another rank is lost.
     """
     state = trainer.state
     assert state.max_duration is not None  # build_trainer always sets it

@@ -13,14 +13,16 @@ from types import FrameType
 
 _COLLECTIVES = "torch/distributed/distributed_c10d.py"
 _TRAINER = "composer/trainer/trainer.py"
+SAVING = "writing or reading a checkpoint"
 # End of a file's path, function or None for all of them, what it does. The innermost frame that is known counts.
 _KNOWN: tuple[tuple[str, str | None, str], ...] = (
     ("torch/utils/data/dataloader.py", None, "waiting for a batch from the data loader"),
     ("torch/autograd/graph.py", "_engine_run_backward", "backward and its exchange of gradients"),
     ("torch/_dynamo/convert_frame.py", None, "compiling"),
     ("triton/compiler/compiler.py", None, "compiling"),
-    ("composer/utils/checkpoint.py", None, "writing or reading a checkpoint"),
-    ("composer/callbacks/checkpoint_saver.py", None, "writing or reading a checkpoint"),
+    ("composer/utils/checkpoint.py", None, SAVING),
+    ("composer/utils/remote_uploader.py", None, SAVING),
+    ("composer/callbacks/checkpoint_saver.py", None, SAVING),
     ("torch/optim/optimizer.py", None, "the optimizer's step"),
     (_TRAINER, "_eval_loop", "evaluating"),
     (_TRAINER, "_train_microbatch", "forward"),
