@@ -14,7 +14,7 @@ help:
 	@echo "make demo       build a small corpus, pretrain a small Hydra on it, fill a few masks, finetune it (about 4 minutes)"
 	@echo "make demo-mixers   train each of 17 mixers for a minute and compare them (about 20 minutes)"
 	@echo "make demo-causal   train three small language models, and let one write (minutes each)"
-	@echo "make test       lint and test (about 12 minutes); make test-fast leaves out the long tests"
+	@echo "make test       lint and test (about 16 minutes); make test-fast leaves out the long tests"
 	@echo "make test-transformers   the models and their export on transformers $(TRANSFORMERS)"
 	@echo "make clean        remove .venv and the demo's data and runs"
 
