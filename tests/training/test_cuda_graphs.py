@@ -60,14 +60,13 @@ def batch_of(seed: int, rows: int = 2, length: int = 12, device: str = "cpu") ->
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def train(model: torch.nn.Module, steps: int, microbatches: int = 2, device: str = "cpu") -> list[float]:
+def train(model: torch.nn.Module, steps: int, microbatches: int = 2) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
         for part in range(microbatches):
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                loss = model(**batch_of(step * microbatches + part, device=device)).loss
+            loss = model(**batch_of(step * microbatches + part)).loss
             loss.backward()
             losses.append(loss.item())
         optimizer.step()
@@ -94,13 +93,6 @@ def test_replayed_training_gives_the_same_losses(mixer):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def both_ways(mixer: dict, **changes) -> tuple[torch.nn.Module, torch.nn.Module, GraphedForward]:
-    """A model on the GPU as it is, and recorded."""
-    model = tiny_model(mixer, "cuda", **changes)
-    twin = copy.deepcopy(model)
-    return model, twin, graphed(twin)
-
-
 def train_in_turns(model: torch.nn.Module, steps: int) -> list[float]:
     """Two shapes by turns, which share the recordings' memory; bfloat16 autocast, and dropout from the same seed."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -121,7 +113,9 @@ def train_in_turns(model: torch.nn.Module, steps: int) -> list[float]:
 @pytest.mark.parametrize("spec", CASES)
 def test_recorded_training_on_a_gpu_gives_the_same_losses(spec):
     """The same kernels in the same order, dropout included."""
-    model, twin, forward = both_ways(spec, hidden_size=D_MODEL, hidden_dropout_prob=0.1, layer_dropout_prob=0.1)
+    model = tiny_model(spec, "cuda", hidden_size=D_MODEL, hidden_dropout_prob=0.1, layer_dropout_prob=0.1)
+    twin = copy.deepcopy(model)
+    forward = graphed(twin)
     expected, actual = (train_in_turns(one, 10) for one in (model, twin))
     assert actual == pytest.approx(expected, rel=1e-4)
     for (name, ours), theirs in zip(twin.named_parameters(), model.parameters()):
@@ -135,6 +129,14 @@ def passes(model, forward, **changes):
     batch = batch_of(0) | changes
     model(**batch).loss.backward()
     return len(forward.recordings)
+
+
+def recorded(model) -> GraphedForward:
+    """The model's forward pass once its shape is recorded."""
+    forward = graphed(model, RunAgain)
+    while not forward.recordings:
+        passes(model, forward)
+    return forward
 
 
 def test_a_pass_is_recorded_once_its_shape_has_come_often_enough():
@@ -161,9 +163,7 @@ def test_what_does_not_train_is_not_recorded():
 def test_a_pass_between_a_replay_and_its_backward_pass_does_not_replay():
     model = tiny_model(MIXERS[0])
     plain = copy.deepcopy(model)
-    forward = graphed(model, RunAgain)
-    while not forward.recordings:
-        passes(model, forward)
+    recorded(model)
     model.zero_grad()
     first = model(**batch_of(1)).loss
     second = model(**batch_of(2)).loss
@@ -175,9 +175,7 @@ def test_a_pass_between_a_replay_and_its_backward_pass_does_not_replay():
 
 def test_a_forward_pass_that_fails_later_does_not_keep_the_next_from_replaying():
     model = tiny_model(MIXERS[0])
-    forward = graphed(model, RunAgain)
-    while not forward.recordings:
-        passes(model, forward)
+    forward = recorded(model)
     (recording,) = forward.recordings.values()
     kept = model(**batch_of(1)).loss
     assert recording.pending
@@ -187,9 +185,7 @@ def test_a_forward_pass_that_fails_later_does_not_keep_the_next_from_replaying()
 
 def test_a_second_backward_pass_is_refused():
     model = tiny_model(MIXERS[0])
-    forward = graphed(model, RunAgain)
-    while not forward.recordings:
-        passes(model, forward)
+    recorded(model)
     loss = model(**batch_of(1)).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="runs once"):
@@ -198,9 +194,7 @@ def test_a_second_backward_pass_is_refused():
 
 def test_hooks_are_called_in_every_pass(caplog):
     model = tiny_model(MIXERS[0])
-    forward = graphed(model, RunAgain)
-    while not forward.recordings:
-        passes(model, forward)
+    forward = recorded(model)
     calls = []
     hook = forward.backbone.layers[0].register_forward_hook(lambda *_: calls.append(1))
     for _ in range(4):
@@ -248,9 +242,7 @@ def test_the_packing_of_each_pass_is_read():
     """Sequence ids are an input of the replay like any other."""
     model = tiny_model(MIXERS[1])
     plain = copy.deepcopy(model)
-    forward = graphed(model, RunAgain)
-    while not forward.recordings:
-        passes(model, forward)
+    forward = recorded(model)
     hidden = torch.randn(2, 12, 32, requires_grad=True)
     packing = make_packing(None, batch_of(7)["sequence_id"])
     (output,) = forward(hidden, packing)
@@ -261,9 +253,7 @@ def test_the_packing_of_each_pass_is_read():
 def test_a_copy_of_the_model_records_for_itself():
     """As algorithms do that average weights."""
     model = tiny_model(MIXERS[0])
-    forward = graphed(model, RunAgain)
-    while not forward.recordings:
-        passes(model, forward)
+    recorded(model)
     twin = copy.deepcopy(model)
     theirs = next(m for m in twin.modules() if isinstance(m, Backbone))
     assert theirs.forward.backbone is theirs and not theirs.forward.recordings
