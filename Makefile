@@ -9,12 +9,12 @@ JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 # The versions of transformers that models must load on, oldest to newest; 5 with the newest torch.
 TRANSFORMERS ?= 4.51.3 4.57.6 5.17.0 5.23.0
 
-.PHONY: help demo demo-mixers demo-causal test test-fast test-transformers lint clean
+.PHONY: help demo demo-mixers demo-causal test test-all test-transformers lint clean
 help:
 	@echo "make demo       build a small corpus, pretrain a small Hydra on it, fill a few masks, finetune it (about 4 minutes)"
 	@echo "make demo-mixers   train each of 17 mixers for a minute and compare them (about 20 minutes)"
 	@echo "make demo-causal   train three small language models, and let one write (minutes each)"
-	@echo "make test       lint and test (about 16 minutes); make test-fast leaves out the long tests"
+	@echo "make test       lint and test (about 6 minutes); make test-all runs the long tests too (about 16)"
 	@echo "make test-transformers   the models and their export on transformers $(TRANSFORMERS)"
 	@echo "make clean        remove .venv and the demo's data and runs"
 
@@ -60,11 +60,13 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-test: lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=10
 
-test-fast: lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+test: lint
+	@$(PYTEST) -m "not slow"
+
+test-all: lint
+	@$(PYTEST)
 
 # Composer allows one version of transformers; models and exports must not need Composer.
 $(VENV)-transformers/%/.installed: pyproject.toml

@@ -113,11 +113,15 @@ def child_environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+# A hundred ports for each process that tests, below those that the system hands out by itself.
+_PORTS = itertools.count(20_000 + os.getpid() % 120 * 100)
+
+
 @pytest.fixture
 def master_port():
-    """A port for ranks to meet at. It lies below those that the system hands out by itself, because the first rank
-    takes it only when it has imported everything, and until then another program could get it."""
-    for port in itertools.count(20_000 + os.getpid() % 10_000):
+    """A port for ranks to meet at, which no other test is given: the first rank takes it only when it has imported
+    everything, and until then another would find it free."""
+    for port in _PORTS:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("", port))
             return port

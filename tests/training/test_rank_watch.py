@@ -1,5 +1,6 @@
 """Launches that lose a rank: the others end, soon, saying which; nothing stays behind, and the next start goes on."""
 
+import contextlib
 import json
 import os
 import socket
@@ -28,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = Path(__file__).parents[2]
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
-# Seconds for a launch to end once a rank is lost: by itself, which is what is tested, on a machine however busy.
-LIMIT = 180
+# Seconds for a launch to come to its first steps, or to end by itself, which is what is tested, on a busy machine.
+LIMIT = 600
 
 
 # Hydra, which waits in the 16th step of rank 1 until the file $HELD goes, and kills it: a step passes two layers.
@@ -52,6 +53,16 @@ class Mortal(Hydra):
 """
 
 
+def segments(paths):
+    """Those of the paths that exist, each with its inode: a name that is free again may be another test's the next
+    moment."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = path.stat().st_ino
+    return found.items()
+
+
 @pytest.fixture
 def launch(master_port, tiny_corpus):
     """Start two ranks; all that they print goes to `log`."""
@@ -60,7 +71,7 @@ def launch(master_port, tiny_corpus):
         paths = os.pathsep.join(p for p in sys.path if p)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | more
         command = [sys.executable, "-m", "composer", "-n", "2", "--master_port", str(master_port)]
-        before = set(Path("/dev/shm").iterdir())
+        before = segments(Path("/dev/shm").iterdir())
         with open(log, "w") as output:
             launcher = subprocess.Popen(
                 [*command, *map(str, arguments)], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
@@ -77,10 +88,16 @@ def losses(folder):
 
 
 def wait_for_steps(launcher, folder, steps, log):
-    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 200
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + LIMIT
     while not metrics.exists() or metrics.read_text().count("\n") < steps:
         assert launcher.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
+
+
+def content(segment):
+    with contextlib.suppress(FileNotFoundError):
+        return segment.read_bytes()
+    return b""
 
 
 def shared_memory(launcher, processes):
@@ -97,8 +114,9 @@ def shared_memory(launcher, processes):
             if target.startswith("/dev/shm/") and "(deleted)" not in target:
                 found.add(Path(target))
     data = str(launcher.data).encode()
-    ours = {file.name[:6] for file in found - launcher.before if "_locals" in file.name and data in file.read_bytes()}
-    return {file for file in found if file.name[:6] in ours}
+    made = segments(found) - launcher.before
+    ours = {path.name[:6] for path, _ in made if "_locals" in path.name and data in content(path)}
+    return {(path, inode) for path, inode in made if path.name[:6] in ours}
 
 
 def watched(launcher, rank):
@@ -106,7 +124,7 @@ def watched(launcher, rank):
     processes = psutil.Process(launcher.pid).children(recursive=True)
     (lost,) = [p for p in processes if p.ppid() == launcher.pid and p.environ()["RANK"] == str(rank)]
     files = shared_memory(launcher, processes)
-    assert any("_locals" in file.name for file in files) and any("_anymixer" in file.name for file in files)
+    assert {"locals", "anymixer"} <= {path.name[7:] for path, _ in files}
     return lost, processes, files
 
 
@@ -132,7 +150,7 @@ def test_a_killed_rank_ends_the_launch_and_the_next_start_ends_in_the_same_losse
     options["train_loader"] = "{num_workers: 1}"
     whole, broken = (write_run(tmp_path, name, **options) for name in ("whole", "broken"))
     log = tmp_path / "log.txt"
-    assert launch("main.py", whole, log=log).wait(250) == 0, log.read_text()
+    assert launch("main.py", whole, log=log).wait(LIMIT) == 0, log.read_text()
 
     held = tmp_path / "held"
     held.touch()
@@ -145,9 +163,9 @@ def test_a_killed_rank_ends_the_launch_and_the_next_start_ends_in_the_same_losse
     assert f"error: rank 1 (process {lost.pid} on " in output and ") has died; last seen in step " in output
     assert output.count("error: ") == 1 and "Traceback" not in output
     assert "start the same command again to continue from the last checkpoint" in output
-    assert not [file for file in files if file.exists()]
+    assert not files & segments(path for path, _ in files)
 
-    assert launch("main.py", broken, log=log).wait(250) == 0, log.read_text()
+    assert launch("main.py", broken, log=log).wait(LIMIT) == 0, log.read_text()
     assert "continuing from" in log.read_text()
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 30
@@ -167,7 +185,7 @@ def test_a_rank_that_is_stopped_is_found(write_run, launch, tmp_path, rank):
     assert f"error: rank {rank} (process {lost.pid} on " in output and "(the process is stopped)" in output
     assert "waiting for the other ranks, in " in output or "backward and its exchange of gradients" in output
     assert output.count("error: ") == 1 and "Traceback" not in output
-    assert not [file for file in files if file.exists()]
+    assert not files & segments(path for path, _ in files)
 
 
 @pytest.mark.slow
@@ -182,7 +200,7 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_other(launch, tmp_path, opti
     run = {"config": {"dist_timeout": 60}, "options": {option: {"rank": 1, "step": 3}}, "out": str(tmp_path / "out")}
     log = tmp_path / "log.txt"
     launcher = launch(TINY_RUN, json.dumps([run]), log=log)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + LIMIT
     while not (tmp_path / "out").exists():
         assert launcher.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
