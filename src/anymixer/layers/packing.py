@@ -1,6 +1,7 @@
 """Which positions of a [batch, length] grid are real tokens, and which of them belong together."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from anymixer_kernels.sequences import places
@@ -34,6 +35,16 @@ class Packing:
         ids = self.sequence_id
         ends = places(ids.flip(1)).flip(1)
         return self.positions() + ends + 1
+
+    @cached_property
+    def runs(self) -> tuple[Tensor, int]:
+        """Where each run of equal ids begins among the batch's tokens, row after row, int64 [runs + 1] with their
+        number at the end, and the longest run's length. The host waits for the device, once a batch."""
+        ids = self.sequence_id
+        begins = torch.ones_like(ids, dtype=torch.bool)
+        begins[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        offsets = torch.cat([begins.flatten().nonzero()[:, 0], torch.full_like(ids[0, :1], ids.numel())])
+        return offsets, int(offsets.diff().max())
 
     def visible_keys(self) -> Tensor:
         """Which keys a query of softmax attention may see: bool [batch, 1, 1 or length, length].

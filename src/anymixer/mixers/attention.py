@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from anymixer.layers.packed_attention import attend_in_sequences, prefers_sequences
 from anymixer.layers.packing import Packing
 from anymixer.layers.positions import alibi_bias, apply_rotary
 from anymixer.mixers.base import State, register_mixer
@@ -56,17 +57,15 @@ class Attention(SoftmaxHeads):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing | None) -> Tensor:
         dropout = self.config.dropout if self.training else 0.0
+        k, v = self._for_all_heads(k), self._for_all_heads(v)
+        alibi = self.config.positions == "alibi"
+        if packing is not None and not alibi and prefers_sequences(q, packing):
+            causal = self.config.causal
+            return self._merge(attend_in_sequences(q, k, v, packing, causal=causal, dropout=dropout))
         # Without padding the causal mask is left to the kernel, which then skips half of the work.
-        whole = self.config.causal and packing is None and self.config.positions != "alibi"
-        mixed = scaled_dot_product_attention(
-            q,
-            self._for_all_heads(k),
-            self._for_all_heads(v),
-            attn_mask=None if whole else self._score_mask(q, packing),
-            dropout_p=dropout,
-            is_causal=whole,
-        )
-        return self._merge(mixed)
+        whole = self.config.causal and packing is None and not alibi
+        mask = None if whole else self._score_mask(q, packing)
+        return self._merge(scaled_dot_product_attention(q, k, v, mask, dropout, whole))
 
     def matrix(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
         """Attention weights: [batch, num_heads, length, length]."""
