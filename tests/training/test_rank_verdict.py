@@ -77,7 +77,19 @@ def test_of_ranks_as_far_as_each_other_the_one_that_does_not_wait_is_behind():
     waiting = {"waits": True, "moved_ago": 280.0}
     found = verdict(launch(rank0=waiting, rank1={"moved_ago": 280.0}, rank2=waiting))
     assert found.lost == (1,)
-    assert verdict(launch(rank0=waiting, rank1=waiting, rank2=waiting)) is None
+
+
+def test_where_all_wait_the_odd_one_is_named_first():
+    waiting = {"waits": True, "moved_ago": 280.0, "doing": "waiting for the other ranks, in all_reduce (c10d.py:3)"}
+    other = waiting | {"doing": "waiting for the other ranks, in barrier (c10d.py:9)"}
+    found = verdict(launch(rank0=waiting, rank1=other, rank2=waiting))
+    assert (found.lost, found.speaker, found.exit_code) == ((), 0, LOST_RANK)
+    assert found.text.startswith(
+        "all ranks have waited for 270 s, for each other or for a GPU: rank 1 (process 101 on node7) is in step 7: "
+        "waiting for the other ranks, in barrier (c10d.py:9); rank 0 (process 100 on node7) and 1 more rank are in step "
+    )
+    assert verdict(launch(rank0=waiting, rank1=other | {"waits_ago": 260.0}, rank2=waiting)) is None
+    assert verdict(launch(rank0=waiting, rank1=other | {"ending": True}, rank2=waiting)) is None
 
 
 def test_what_counts_is_how_long_the_others_have_waited():
@@ -92,7 +104,7 @@ def test_what_counts_is_how_long_the_others_have_waited():
 
 def test_who_waits_further_back_is_not_to_blame():
     ahead = {"moves": 51, "waits": True, "moved_ago": 280.0}
-    assert verdict(launch(rank0=ahead | {"moves": 50}, rank1=ahead, rank2=ahead)) is None
+    assert verdict(launch(rank0=ahead | {"moves": 50}, rank1=ahead, rank2=ahead)).lost == ()
 
 
 def test_waiting_counts_from_its_first_beat():

@@ -135,7 +135,7 @@ def judge(
     ):
         if found:
             return _verdict(seen, found, how, condition)
-    return None
+    return _deadlock(seen, exchanged_at, standstill)
 
 
 def unanswered(
@@ -167,8 +167,7 @@ def _behind(seen: Mapping[int, Seen], exchanged_at: float, limit: float) -> list
     """The ranks that the others wait for, where the whole launch has stood still for longer than the limit.
 
     Those that have come least far and do not wait themselves, if all others have waited, or stood further on, for
-    longer than the limit. None where all do the same: compiling, say, which may take its time, or a deadlock, which
-    torch's own time-out ends.
+    longer than the limit. None where all do the same: compiling, say, which may take its time.
     """
     if any(exchanged_at - one.moved_at <= limit or one.beat.ending for one in seen.values()):
         return []
@@ -178,6 +177,28 @@ def _behind(seen: Mapping[int, Seen], exchanged_at: float, limit: float) -> list
         return []
     found = [one.beat for one in last if not one.beat.waits]
     return found if len(found) < len(seen) else []
+
+
+def _deadlock(seen: Mapping[int, Seen], exchanged_at: float, limit: float) -> Verdict | None:
+    """What to say where all ranks have waited for longer than the limit: for each other, in different collectives, or
+    one of them for its own GPU."""
+    beats = [one.beat for _, one in sorted(seen.items())]
+    if any(exchanged_at - max(one.moved_at, one.waits_since) <= limit for one in seen.values()) or not all(
+        beat.waits and not beat.ending for beat in beats
+    ):
+        return None
+    together: dict[str, list[Beat]] = {}
+    for beat in beats:
+        together.setdefault(beat.position(), []).append(beat)
+    # The fewest first: where one rank of many does something else, that is the one to look at.
+    places = sorted(together.items(), key=lambda item: len(item[1]))[:_NAMED]
+    sentences = [f"{group[0]}{_and_more(len(group) - 1)} in {position}" for position, group in places]
+    text = f"all ranks have waited for {limit:g} s, for each other or for a GPU: {'; '.join(sentences)}. {_AGAIN}"
+    return Verdict(text, (), beats[0].rank)
+
+
+def _and_more(ranks: int) -> str:
+    return f" and {ranks} more {'ranks are' if ranks > 1 else 'rank are'}" if ranks else " is"
 
 
 def _verdict(
