@@ -5,6 +5,7 @@ import torch
 
 from anymixer.errors import UserError
 from anymixer.models import MixerBertForSequenceClassification, ModelConfig, build_classifier
+from anymixer.models.sequence_classification import classification_loss
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "hidden_dropout_prob": 0.0}
 HF_SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -72,6 +73,23 @@ def test_the_classes_loss_is_cross_entropy():
     output = model(**padded(rows), labels=torch.tensor([2, 0, 1]))
     expected = -output.logits.log_softmax(-1)[[0, 1, 2], [2, 0, 1]].mean()
     torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("absent", [-100, float("nan")])
+def test_absent_sequences_count_neither_in_the_loss_nor_in_its_gradient(absent):
+    """Classes, then regression: as without them."""
+    labels = torch.tensor([[1, absent, 2], [0, absent, absent]])
+    logits = torch.randn(2, 3, 1 if labels.is_floating_point() else 3, requires_grad=True)
+    here = torch.tensor([[True, False, True], [True, False, False]])
+    loss = classification_loss(logits, labels)
+    if labels.is_floating_point():
+        expected = (logits[here][:, 0] - labels[here]).square().mean()
+    else:
+        expected = -logits[here].log_softmax(-1)[range(3), labels[here]].mean()
+    torch.testing.assert_close(loss, expected)
+    (ours,), (theirs,) = (torch.autograd.grad(value, logits, retain_graph=True) for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs)
+    assert (ours[~here] == 0).all()
 
 
 def test_the_head_is_drawn_as_bert_s_is():
