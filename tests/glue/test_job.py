@@ -106,6 +106,8 @@ def test_best_or_last(make_spec, tmp_path):
         predict=False,
     )
     assert "drawn anew: classifier" in run_job(again, tmp_path / "again", "cpu").starting
+    with pytest.raises(UserError, match="starting_point: .*checkpoint has changed since this job was planned"):
+        run_job(replace(again, starting_digest="abc"), tmp_path / "again", "cpu")
 
 
 def test_early_stopping(make_spec, tmp_path):
@@ -135,6 +137,7 @@ def test_a_loss_that_is_nan_is_no_result(make_spec, tmp_path):
         ({"early_stopping": {"patience": 0}}, "early_stopping.patience"),
         ({"precision": "amp_bf16"}, "precision: amp_bf16 needs a GPU"),
         ({"tokenizer_name": None}, "tokenizer_name: not set, and from_scratch has none"),
+        ({"data_digest": "abc"}, "data_local: .* has changed since this job was planned"),
     ],
 )
 def test_mistakes_are_found_before_training(make_spec, tmp_path, changes, message):

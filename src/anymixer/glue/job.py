@@ -23,7 +23,7 @@ from anymixer.checkpoints.files import StoredWeights
 from anymixer.entry_point import run
 from anymixer.errors import UserError
 from anymixer.files import write_text_atomic
-from anymixer.glue.data import Examples, SplitMissing, check_data, load_split
+from anymixer.glue.data import Examples, SplitMissing, check_data, data_digest, load_split
 from anymixer.glue.job_config import check_lengths, early_stopping, starting_point, trainer_config
 from anymixer.glue.metrics import majority_metrics
 from anymixer.glue.spec import CHECKPOINT_NAME, PREDICTIONS_NAME, RESULT_NAME, JobResult, JobSpec
@@ -73,6 +73,8 @@ def run_job(spec: JobSpec, folder: Path, device: str) -> JobResult:
 
     name = starting_point(spec)
     point = None if name is None else open_starting_point(name)
+    digest = None if point is None else point.digest  # now, not when the file may have changed
+    _check_unchanged(task, spec, digest)
     tokenizer = choose_tokenizer(point, spec.tokenizer_name)
     model_config = parse_options(ModelConfig, spec.model, "model")
     check_lengths(spec, model_config, len(tokenizer))
@@ -106,11 +108,23 @@ def run_job(spec: JobSpec, folder: Path, device: str) -> JobResult:
         peak_memory_bytes=peak_memory_bytes(),
         versions=_versions(),
         starting=starting,
-        checkpoint_hash=None if point is None else point.digest,
+        checkpoint_hash=digest,
         train_losses=recorder.losses,
         predictions=predictions,
         checkpoint=checkpoint,
     )
+
+
+def _check_unchanged(task: Task, spec: JobSpec, starting_digest: str | None) -> None:
+    """Raise UserError for files that are not those the job was planned with, by which its result is filed: a sweep
+    takes hours, in which pretraining may go on."""
+    changed = []
+    if spec.starting_digest not in (None, starting_digest):
+        changed.append(f"starting_point: {spec.starting_point}")
+    if spec.data_digest is not None and data_digest(task, str(spec.data_local)) != spec.data_digest:
+        changed.append(f"data_local: {spec.data_local}")
+    if changed:
+        raise UserError(f"{changed[0]} has changed since this job was planned; start glue.py again")
 
 
 def _load(task: Task, spec: JobSpec, tokenizer: "PreTrainedTokenizerFast") -> _Data:
