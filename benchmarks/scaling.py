@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -87,14 +88,13 @@ class Figures:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """All launches; a model's single rank first, against which the others are measured."""
+    """All launches; the models' single ranks first, against which the others are measured, then what is asked for
+    first of all models, so that a benchmark that is cut short has that."""
     for file in options.files:
         yield Case(file, 1, "none", "one rank", options.batch)
-        for ranks in (ranks for ranks in options.ranks if ranks > 1):
-            for parallel in options.parallel:
-                for scaling in options.scaling:
-                    batch = options.batch * (ranks if scaling == "weak" else 1)
-                    yield Case(file, ranks, parallel, scaling, batch)
+    several = [ranks for ranks in options.ranks if ranks > 1]
+    for parallel, scaling, ranks, file in product(options.parallel, options.scaling, several, options.files):
+        yield Case(file, ranks, parallel, scaling, options.batch * (ranks if scaling == "weak" else 1))
 
 
 def command(case: Case, folder: Path, options: argparse.Namespace) -> list[str]:
@@ -167,7 +167,7 @@ def launch(words: list[str], log: Path, time_limit: float) -> None:
         problem = f"exit code {launcher.wait(time_limit)}"
     except subprocess.TimeoutExpired:
         problem = f"not done after {time_limit:g} s"
-        launcher.send_signal(signal.SIGINT)  # at SIGTERM it would leave its ranks alone
+        launcher.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             launcher.wait(END_LIMIT)
     finally:
@@ -231,7 +231,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--profiled", type=int, default=3, help="how many of the last steps are profiled")
     parser.add_argument("--parallel", nargs="+", choices=("ddp", "fsdp2"), default=["ddp", "fsdp2"])
-    parser.add_argument("--scaling", nargs="+", choices=("strong", "weak"), default=["strong", "weak"])
+    parser.add_argument("--scaling", nargs="+", choices=("strong", "weak"), default=["weak", "strong"])
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="more keys, for every launch")
     parser.add_argument("--out", help="where to write the table as Markdown")
@@ -244,6 +244,7 @@ def main() -> int:
     """Launch after launch; the table grows with each, and one that fails loses its own row. Returns how many did."""
     options = parse_arguments()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that no launch runs on
     rows: list[list[str]] = []
     ones: dict[str, Figures] = {}
     failed = 0

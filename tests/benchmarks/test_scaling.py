@@ -49,7 +49,14 @@ def options(**changes):
 def test_one_rank_comes_first_and_weak_scaling_grows_the_batch(scaling):
     found = list(scaling.cases(options()))
     assert len(found) == 9 and (found[0].ranks, found[0].batch, found[0].name) == (1, 64, "hydra 1 rank")
-    assert [case.batch for case in found[1:]] == [64, 128, 64, 128, 64, 256, 64, 256]
+    assert [case.batch for case in found[1:]] == [64, 64, 128, 256, 64, 64, 128, 256]
+
+
+def test_what_is_asked_for_first_comes_first_for_all_models(scaling):
+    found = [
+        (case.parallel, case.scaling, case.file) for case in scaling.cases(options(files=[HYDRA, BERT], ranks=[2]))
+    ]
+    assert found[:4] == [(*one, file) for one in (("none", "one rank"), ("ddp", "strong")) for file in (HYDRA, BERT)]
 
 
 @pytest.mark.parametrize("file", [HYDRA, BERT])
