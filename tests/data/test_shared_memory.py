@@ -3,7 +3,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from anymixer.data import DatasetConfig, LoaderConfig, build_loader
-from anymixer.data.shared_memory import _START_LOCK, SHARED_MEMORY, claim, clear_stale
+from anymixer.data.shared_memory import _START_LOCK, SHARED_MEMORY, claim, clear_stale, starting_alone
+from anymixer.errors import UserError
 
 pytestmark = [
     pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="the system does not list its shared memory"),
@@ -108,6 +109,20 @@ def test_a_live_run_is_not_touched(token_data, tokenizer, running):
     with nobody_starts():
         kill(live)
         assert number in clear_stale() and not segments(number)
+
+
+@pytest.mark.parametrize(("other", "refused"), [("here", True), ("elsewhere", False)])
+def test_two_launchers_of_a_run_need_two_machines(other, refused, monkeypatch):
+    def gather(seen, own):
+        seen[:] = [own, (own[0] if other == "here" else other, 1)]
+
+    answers = {"is_initialized": True, "get_world_size": 2, "barrier": None}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.distributed, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    expected = pytest.raises(UserError, match="node_rank: 0 and 1 .*composer -n 2") if refused else nullcontext()
+    with expected, starting_alone(node=0, leader=True):
+        assert not refused
 
 
 @pytest.fixture

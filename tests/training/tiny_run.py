@@ -119,7 +119,7 @@ def streaming_spec(folder: str, batch_size: int) -> DataSpec:
     from anymixer.data.shared_memory import claim, starting_alone
 
     leader = dist.get_local_rank() == 0
-    with starting_alone(leader=leader):
+    with starting_alone(node=0, leader=leader):
         options = {"shuffle": True, "shuffle_seed": 5, "num_canonical_nodes": 1}
         dataset = StreamingDataset(local=folder, batch_size=batch_size, **options)
         if leader:

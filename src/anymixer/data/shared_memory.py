@@ -22,7 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
+from socket import gethostname
 from tempfile import gettempdir
+from typing import Any
+
+from anymixer.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
 _START_LOCK = "anymixer-start.lock"
@@ -34,27 +38,47 @@ _held: list[int] = []
 
 
 @contextmanager
-def starting_alone(*, leader: bool) -> Iterator[None]:
+def starting_alone(*, node: int, leader: bool) -> Iterator[None]:
     """Let one run at a time look for a free number and take it, and clear what dead runs left.
 
     Two runs that start together would otherwise both find the same number free, and one would fail. Only
     the first process of a node (`leader`) takes the lock; the others wait for it if a process group exists.
+    Raises UserError where two nodes of a run are one machine.
     """
     from torch import distributed
 
     if not SHARED_MEMORY.is_dir():  # macOS: segments cannot be listed
         yield
         return
+    together = distributed.is_available() and distributed.is_initialized()
+    if together:
+        _check_one_node_here(node)
     lock = _start_lock() if leader else None
     try:
         if leader:
             clear_stale()
-        if distributed.is_available() and distributed.is_initialized():
+        if together:
             distributed.barrier()
         yield
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _check_one_node_here(node: int) -> None:
+    """Streaming's nodes would take each other's segments, and one would wait for the other's lock."""
+    from torch import distributed
+
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    here = boot.read_text() if boot.exists() else gethostname(), SHARED_MEMORY.stat().st_dev
+    seen: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(seen, (here, node))
+    nodes = sorted({number for where, number in seen if where == here})
+    if len(nodes) > 1:
+        raise UserError(
+            f"node_rank: {' and '.join(map(str, nodes))} of this run share one machine's /dev/shm; start all ranks of "
+            f"a machine by one launcher (composer -n {sum(where == here for where, _ in seen)} ...)"
+        )
 
 
 def claim(number: int) -> None:
