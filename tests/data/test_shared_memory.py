@@ -120,7 +120,7 @@ def test_two_launchers_of_a_run_need_two_machines(other, refused, monkeypatch):
     for name, answer in answers.items():
         monkeypatch.setattr(torch.distributed, name, lambda answer=answer: answer)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    expected = pytest.raises(UserError, match="node_rank: 0 and 1 .*composer -n 2") if refused else nullcontext()
+    expected = pytest.raises(UserError, match=r"node_rank: 0 and 1 .*composer -n 2") if refused else nullcontext()
     with expected, starting_alone(node=0, leader=True):
         assert not refused
 

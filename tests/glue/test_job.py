@@ -106,7 +106,7 @@ def test_best_or_last(make_spec, tmp_path):
         predict=False,
     )
     assert "drawn anew: classifier" in run_job(again, tmp_path / "again", "cpu").starting
-    with pytest.raises(UserError, match="starting_point: .*checkpoint has changed since this job was planned"):
+    with pytest.raises(UserError, match=r"starting_point: .*checkpoint has changed since this job was planned"):
         run_job(replace(again, starting_digest="abc"), tmp_path / "again", "cpu")
 
 

@@ -86,7 +86,7 @@ def test_where_all_wait_the_odd_one_is_named_first():
     assert (found.lost, found.speaker, found.exit_code) == ((), 0, LOST_RANK)
     assert found.text.startswith(
         "all ranks have waited for 270 s, for each other or for a GPU: rank 1 (process 101 on node7) is in step 7: "
-        "waiting for the other ranks, in barrier (c10d.py:9); rank 0 (process 100 on node7) and 1 more rank are in step "
+        "waiting for the other ranks, in barrier (c10d.py:9); rank 0 (process 100 on node7) and 1 more rank are in step"
     )
     assert verdict(launch(rank0=waiting, rank1=other | {"waits_ago": 260.0}, rank2=waiting)) is None
     assert verdict(launch(rank0=waiting, rank1=other | {"ending": True}, rank2=waiting)) is None
