@@ -196,38 +196,47 @@ def test_many_ranks_are_refused(write_glue, call_glue, capsys, monkeypatch):
     assert "start it with python, not with composer" in capsys.readouterr().err
 
 
-# Attention, which kills one job of CoLA's, the first to come so far, in its third step: a step passes two layers.
+# Attention, which kills the jobs of FATE once, in the pass that stands there: a step passes two layers.
 MORTAL = """
 import contextlib, os, signal, sys
 from pathlib import Path
 from anymixer.mixers import register_mixer
 from anymixer.mixers.attention import Attention
 
+FATE = {fate}
+
 @register_mixer("mortal")
 class Mortal(Attention):
-    steps = 0
+    passes = 0
     def forward(self, hidden_states, packing=None):
-        Mortal.steps += self.training
-        job = Path(sys.argv[-1]).name
-        if Mortal.steps == 5 and job.startswith("cola"):
-            with contextlib.suppress(FileExistsError), open(Path(__file__).with_suffix(".died"), "x") as died:
-                print(job.rpartition("-")[0], end="", file=died, flush=True)
+        Mortal.passes += self.training
+        job = Path(sys.argv[-1]).name.rpartition("-")[0]
+        if Mortal.passes == FATE.get(job):
+            with contextlib.suppress(FileExistsError), open(f"{{__file__}}.{{job}}", "x"):
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(hidden_states, packing)
 """
 
 
 @pytest.mark.slow
-def test_real_jobs_survive_a_kill_and_a_loss_that_is_none(tmp_path, write_glue, start_glue):
-    """The same with jobs that train, fewer of them; one has a learning rate that makes its loss infinite."""
-    (tmp_path / "mortal.py").write_text(MORTAL)
-    mixer = f"model.mixer={{name: mortal, num_heads: 2, module: {tmp_path}/mortal.py}}"
-    file, folder = write_glue(("cola", [0, 1], 1e-3), ("stsb", [1], 1e30)), tmp_path / "run"
-    process = start_glue(file, mixer)
-    output, _ = process.communicate(timeout=600)
+def test_twelve_real_jobs_three_killed_and_one_whose_loss_is_none(tmp_path, write_glue, start_glue):
+    """The same with jobs that train; one has a learning rate that makes its loss infinite."""
+    file = write_glue(("cola", list(range(6)), 1e-3), ("rte", list(range(5)), 1e-3), ("stsb", [1], 1e30))
+    dice, folder = random.Random(5), tmp_path / "run"
+    killed = dice.sample([f"cola-seed{i}" for i in range(6)] + [f"rte-seed{i}" for i in range(5)], 3)
+    (tmp_path / "mortal.py").write_text(MORTAL.format(fate={job: dice.randint(1, 8) for job in killed}))
+    command = [file, f"model.mixer={{name: mortal, num_heads: 2, module: {tmp_path}/mortal.py}}"]
+    process = start_glue(*command)
+    output, _ = process.communicate(timeout=1800)
     assert process.returncode == 2, output
-    failed, _ = check_chaos(folder, [(tmp_path / "mortal.died").read_text()], 3)
-    assert f"error: 1 of 3 jobs failed: {failed}" in output and "the loss is" in output
+    failed, results = check_chaos(folder, killed, 12)
+    assert f"error: 1 of 12 jobs failed: {failed}" in output and "the loss is" in output
+    before = attempts(folder)
+    again = start_glue(*command)
+    output, _ = again.communicate(timeout=600)
+    assert again.returncode == 2 and "12 jobs, 11 finished before" in output, output
+    assert attempts(folder) == before | {failed: before[failed] + 2}
+    assert {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("jobs/*/result.json")} == results
 
 
 @pytest.mark.slow
@@ -236,9 +245,9 @@ def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(tmp_path, write_glue,
     process = start_glue(file)
     before = list(itertools.takewhile(lambda line: "started on" not in line, process.stdout))
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 130 and "start the same command again to run the rest" in output, [*before, output]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while processes(folder) and time.monotonic() < deadline:  # the jobs have ended, and their workers are told to
         time.sleep(0.1)
     assert not processes(folder)
