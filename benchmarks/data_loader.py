@@ -2,8 +2,8 @@
 
     python benchmarks/data_loader.py data/wiki_packed data/wiki_text --tokenizer data/wiki_packed/tokenizer
 
-Each folder is one that data_prep made; rows of text are cut and padded to --max_seq_len. Counted are real tokens
-(attention_mask), from the first batch's arrival on, in alternating runs, of which the median counts. Reads from the
+Each folder is one that data_prep made; rows of text are cut and padded to --max_seq_len. Counted are real tokens,
+from the first batch's arrival on, in alternating runs, of which the median counts. Reads from the
 machine's file cache, so it measures the loader and not a disk.
 """
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anymixer.data import DatasetConfig, LoaderConfig, build_loader, load_tokenizer
+from anymixer.data.loader import count_tokens
 from anymixer.data.shards import read_index
 
 
@@ -26,8 +27,8 @@ def tokens_per_second(loader: object, batches: int) -> tuple[float, float]:
     next(iterator)
     begin, tokens, positions = time.perf_counter(), 0, 0
     for batch in islice(iterator, batches):
-        tokens += int(batch["attention_mask"].sum())
-        positions += batch["attention_mask"].numel()
+        tokens += count_tokens(batch)["total"]
+        positions += batch["labels"].numel()
     return tokens / (time.perf_counter() - begin), tokens / positions
 
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import random
 import re
 import socket
 import sys
@@ -113,15 +114,16 @@ def child_environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-# A hundred ports for each process that tests, below those that the system hands out by itself.
-_PORTS = itertools.count(20_000 + os.getpid() % 120 * 100)
+# Ports below those that the system hands out by itself, from somewhere else on in each process that tests.
+_FIRST_PORT, _LAST_PORT = 20_000, 32_000
+_PORTS = itertools.count(random.SystemRandom().randrange(_LAST_PORT - _FIRST_PORT))
 
 
 @pytest.fixture
 def master_port():
     """A port for ranks to meet at, which no other test is given: the first rank takes it only when it has imported
     everything, and until then another would find it free."""
-    for port in _PORTS:
+    for port in (_FIRST_PORT + number % (_LAST_PORT - _FIRST_PORT) for number in _PORTS):
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("", port))
             return port

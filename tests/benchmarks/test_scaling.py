@@ -1,8 +1,11 @@
 """The benchmark of several ranks: what it launches, and what it makes of a profile."""
 
 import argparse
+import contextlib
 import importlib
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,8 +119,21 @@ def test_efficiency_is_a_rank_s_share_of_one_alone(scaling):
 
 
 def test_a_launch_that_takes_too_long_ends_with_all_its_processes(scaling, tmp_path, monkeypatch):
-    """One that asks its rank to end, as Composer's launcher does, which does not."""
-    monkeypatch.setattr(scaling, "END_LIMIT", 0.5)
+    """One that asks its rank to end, as Composer's launcher does, which does not. Its time is over when both are there,
+    and again when the rank was asked."""
+    log, signs = tmp_path / "log.txt", iter(("deaf", "asked"))
+
+    class Launcher(subprocess.Popen):
+        def wait(self, timeout=None):
+            sign = next(signs, None) if timeout is not None else None
+            if sign is None:
+                return super().wait(timeout)
+            while sign not in log.read_text():
+                assert self.poll() is None
+                time.sleep(0.02)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(scaling.subprocess, "Popen", Launcher)
     deaf = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     )
@@ -134,10 +150,10 @@ except KeyboardInterrupt:
     rank.wait()
 """
     with pytest.raises(scaling.LaunchFailed, match=r"(?s)not done after 4 s\n.*asked"):
-        scaling.launch([sys.executable, "-c", program], tmp_path / "log.txt", 4.0)
-    words = (tmp_path / "log.txt").read_text().split()
-    rank = int(words[words.index("rank") + 1])
-    assert not psutil.pid_exists(rank) or psutil.Process(rank).wait(20) is None
+        scaling.launch([sys.executable, "-c", program], log, 4.0)
+    words = log.read_text().split()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(words[words.index("rank") + 1])).wait(60)
 
 
 def test_a_launch_that_fails_loses_its_own_row(scaling, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from anymixer.data import DatasetConfig, LoaderConfig, check_data, load_tokenizer
+from anymixer.data import DatasetConfig, LoaderConfig, StreamConfig, check_batch_size, check_data, load_tokenizer
 from anymixer.errors import UserError
 
 
@@ -34,6 +34,32 @@ def test_missing_folder_names_key_and_command(tmp_path):
     message = refused(tmp_path / "absent")
     for part in (str(tmp_path / "absent"), "data_local", "python -m data_prep.convert", "--dataset demo"):
         assert part in message
+
+
+def test_the_command_that_makes_missing_data_can_be_copied(tmp_path):
+    with pytest.raises(UserError) as caught:
+        check_data(config(tmp_path / "my data"), "train_loader", rows="--tokenizer t --pack_tokens 32")
+    command = f"--dataset text --input FILES... --out_root '{tmp_path / 'my data'}' --tokenizer t --pack_tokens 32 ("
+    assert command in str(caught.value)
+    assert f"data_prep.convert --dataset c4 --out_root {tmp_path / 'c4'} " in refused(tmp_path / "c4")
+    assert f"data_prep.convert --dataset demo --out_root {tmp_path / 'demo'} " in refused(tmp_path / "demo")
+
+
+def test_an_epoch_must_fill_a_global_batch(token_data, packed_data):
+    def check(size, **dataset):
+        check_batch_size(config(token_data, **dataset), size, "global_train_batch_size")
+
+    rows = sum(shard["samples"] for shard in json.loads((token_data / "train" / "index.json").read_text())["shards"])
+    check(rows)
+    message = rf"^global_train_batch_size: {rows + 1} is more than the {rows} rows .*use at most {rows}$"
+    with pytest.raises(UserError, match=message):
+        check(rows + 1)
+    both = {"a": StreamConfig(local=str(token_data)), "b": StreamConfig(local=str(packed_data))}
+    check(rows + 1, streams=both)
+    both["a"].repeat = 2
+    check(10**6, streams=both)  # streaming will tell
+    check(10**6, epoch_size=2**20)
+    check_batch_size(LoaderConfig(dataset=DatasetConfig(local=str(token_data))).resolved(train=False), 10**6, "size")
 
 
 def test_unset_folder(tmp_path):
@@ -89,6 +115,4 @@ def test_hash_that_was_not_recorded(token_data):
 
 
 def test_streams_may_not_share_a_folder(token_data):
-    from anymixer.data import StreamConfig
-
     assert "2 streams share" in refused(token_data, streams={"a": StreamConfig(), "b": StreamConfig()})

@@ -27,10 +27,16 @@ def same(left, right) -> bool:
 
 def test_batches_are_complete_dicts_of_int64(token_data, tokenizer):
     batches = list(loader(tokenizer, token_data))
-    assert batches and all(batch.keys() == {"input_ids", "attention_mask", "labels"} for batch in batches)
+    assert batches and all(batch.keys() == {"input_ids", "labels"} for batch in batches)
     assert all(value.shape == (8, 32) and value.dtype == torch.int64 for batch in batches for value in batch.values())
-    assert all(batch["attention_mask"].all() for batch in batches)
     assert len(loader(tokenizer, token_data)) == len(batches)
+
+
+def test_an_epoch_without_a_whole_batch_is_refused(token_data, tokenizer):
+    with pytest.raises(UserError, match=r"^global_train_batch_size: 8 is more than the 5 rows of an epoch"):
+        loader(tokenizer, token_data, epoch_size=5)
+    assert len(loader(tokenizer, token_data, epoch_size=8)) == 1
+    assert len(loader(tokenizer, token_data, train=False, batch_size=10**4)) == 1
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anymixer.data import DatasetConfig, LoaderConfig, StreamConfig, build_loader, check_data
+from anymixer.data.loader import count_tokens
 from anymixer.data.rows import RowReader
 from anymixer.errors import UserError
 
@@ -81,6 +82,17 @@ def test_a_document_a_row_needs_no_sequence_numbers(tokenizer, writers, tmp_path
     batch = next(iter(loader(tokenizer, tmp_path)))
     assert batch.keys() == {"input_ids", "attention_mask", "labels"}
     assert batch["attention_mask"].sum(dim=1).tolist() == list(range(3, 11))
+
+
+def test_a_mask_comes_with_padding_alone(tokenizer, writers, tmp_path):
+    columns = {"tokens": "ndarray:uint16", "lengths": "ndarray:uint16:1"}
+    rows = [
+        {"tokens": np.full(n, 7, np.uint16), "lengths": np.array([n], np.uint16)} for n in [32] * 8 + [32] * 7 + [9]
+    ]
+    writers["split"](tmp_path / "val", columns, rows)
+    full, padded = loader(tokenizer, tmp_path)
+    assert "attention_mask" not in full and count_tokens(full)["total"] == 8 * 32
+    assert count_tokens(padded)["total"] == padded["attention_mask"].sum() == 7 * 32 + 9
 
 
 def test_text_beside_packed_rows_is_numbered_too(packed_data, text_data, tokenizer):

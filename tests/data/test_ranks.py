@@ -39,11 +39,15 @@ def batches(tokenizer, job, ranks=1):
     if job.get("state") is not None:
         loader.load_state_dict(job["state"])
     epochs = (batch for _ in range(job.get("epochs", 2)) for batch in loader)
-    columns = ("input_ids", "labels", "attention_mask")
-    found = [torch.stack([b[name] for name in columns], dim=1).numpy() for b in islice(epochs, job.get("steps"))]
+    found = [columns(batch) for batch in islice(epochs, job.get("steps"))]
     # As Composer asks, counting from the beginning of the epoch.
     done = len(found) * GLOBAL_BATCH
     return found, loader.dataset.state_dict(done + job.get("done", 0), True)
+
+
+def columns(batch) -> np.ndarray:
+    mask = batch.get("attention_mask", torch.ones_like(batch["labels"]))  # none where no row is padded
+    return torch.stack([batch["input_ids"], batch["labels"], mask], dim=1).numpy()
 
 
 def run_rank(rank: int, ranks: int, meeting: str, send, tokenizer, jobs) -> None:

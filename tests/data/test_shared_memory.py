@@ -3,7 +3,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -21,6 +21,7 @@ pytestmark = [
     ),
 ]
 pytest.importorskip("composer")
+prefix = pytest.importorskip("streaming.base.shared.prefix")
 
 
 def start(local: Path, remote: Path | None, tokenizer) -> int:
@@ -96,14 +97,17 @@ def test_a_killed_run_does_not_block_the_next(token_data, tokenizer, tmp_path, r
         inode = (SHARED_MEMORY / f"{number:06}_locals").stat().st_ino
     again, new_number = running(*places, tokenizer)
     assert again.is_alive()
-    left = SHARED_MEMORY / f"{number:06}_locals"
-    assert new_number == number or not left.exists() or left.stat().st_ino != inode
+    left = None
+    with suppress(FileNotFoundError):
+        left = (SHARED_MEMORY / f"{number:06}_locals").stat().st_ino
+    assert new_number == number or left != inode
 
 
 def test_a_live_run_is_not_touched(token_data, tokenizer, running):
     live, number = running(token_data, None, tokenizer)
     before = segments(number)
-    assert number not in clear_stale()
+    with nobody_starts():
+        assert number not in clear_stale()
     _, other = running(token_data, None, tokenizer)
     assert segments(number) == before and other != number
     with nobody_starts():
@@ -123,6 +127,35 @@ def test_two_launchers_of_a_run_need_two_machines(other, refused, monkeypatch):
     expected = pytest.raises(UserError, match=r"node_rank: 0 and 1 .*composer -n 2") if refused else nullcontext()
     with expected, starting_alone(node=0, leader=True):
         assert not refused
+
+
+@pytest.mark.parametrize("found", [7, ValueError("Reused local directory")])
+def test_all_ranks_take_what_their_node_s_leader_finds(found, monkeypatch):
+    def gather(seen, own):
+        is_place = isinstance(own[0], tuple)
+        seen[:] = [own, own, own] if is_place else [(1, 3), (0, found), own]
+
+    answers = {"is_initialized": True, "get_world_size": 3, "barrier": None}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.distributed, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    before = prefix._check_and_find_retrying
+    with starting_alone(node=0, leader=False):
+        expected = nullcontext() if found == 7 else pytest.raises(ValueError, match="Reused")
+        with expected:
+            assert prefix._check_and_find_retrying(["data"], [None], shm_name="locals", retry=1) == 7
+    assert prefix._check_and_find_retrying is before
+
+
+def test_what_was_looked_at_is_not_kept_open(token_data, tokenizer, running):
+    _, number = running(token_data, None, tokenizer)
+    start(token_data, None, tokenizer)
+    opened = []
+    for link in (*Path("/proc/self/fd").iterdir(), *Path("/proc/self/map_files").iterdir()):
+        with suppress(OSError):
+            opened.append(os.readlink(link))
+    assert any("/dev/shm/" in target for target in opened)
+    assert not any(f"/dev/shm/{number:06}_" in target for target in opened)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anymixer.data.checks import check_data
+from anymixer.data.checks import check_batch_size, check_data
 from anymixer.data.config import DatasetConfig, LoaderConfig, StreamConfig
 from anymixer.data.loader import build_eval_loaders, build_loader
 from anymixer.data.masking import maskings
@@ -21,6 +21,7 @@ __all__ = [
     "TextDataset",
     "build_eval_loaders",
     "build_loader",
+    "check_batch_size",
     "check_data",
     "load_tokenizer",
     "maskings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def check_data(config: LoaderConfig, key: str, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
+# Folders that the recipes name, and what data_prep calls what they hold.
+_NAMED_CORPORA = ("c4", "demo")
+
+
+def check_data(
+    config: LoaderConfig,
+    key: str,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    rows: str = "--tokenizer NAME_OR_FOLDER --pack_tokens MAX_SEQ_LEN",
+) -> None:
     """Raise UserError if the data of a resolved loader cannot be what the run needs.
 
     Checks the folders, the index, the size of every shard file that is here, the columns, the row length of
@@ -24,6 +35,7 @@ def check_data(config: LoaderConfig, key: str, tokenizer: PreTrainedTokenizerFas
     Args:
         config: as `LoaderConfig.resolved` returns it.
         key: the loader's name in the file, e.g. `train_loader`.
+        rows: flags with which `data_prep.convert` makes rows for the run, for the message that they are missing.
     """
     sources = config.sources()
     places = Counter((source.local, source.split) for source in sources.values() if source.local)
@@ -31,7 +43,7 @@ def check_data(config: LoaderConfig, key: str, tokenizer: PreTrainedTokenizerFas
         if count > 1:
             raise UserError(f"{key}.dataset.streams: {count} streams share the folder {'/'.join(map(str, place))}")
     for name, source in sources.items():
-        shards = _check_source(source, f"{key}.dataset{name}")
+        shards = _check_source(source, f"{key}.dataset{name}", rows)
         if shards is not None:
             _check_columns(shards, source)
             _check_row_length(shards, source, f"{key}.dataset", config.dataset.max_seq_len)
@@ -40,29 +52,61 @@ def check_data(config: LoaderConfig, key: str, tokenizer: PreTrainedTokenizerFas
                 _check_tokenizer(str(source.local), shards, tokenizer)
 
 
-def _check_source(source: StreamConfig, key: str) -> list[Shard] | None:
+def check_batch_size(config: LoaderConfig, size: int, key: str, epoch: int | None = None) -> None:
+    """Raise UserError where no whole global batch fills an epoch: training would begin empty ones for ever.
+
+    Args:
+        config: as `LoaderConfig.resolved` returns it.
+        size: rows of a global batch; `key` sets it.
+        epoch: rows of an epoch; None for what the indexes say, where they are here and say it all.
+    """
+    epoch = _stored_rows(config) if epoch is None else epoch
+    if config.drop_last and epoch is not None and size > epoch:
+        folders = ", ".join(str(_folder(source)) for source in config.sources().values())
+        raise UserError(f"{key}: {size} is more than the {epoch:,} rows of an epoch ({folders}); use at most {epoch}")
+
+
+def _stored_rows(config: LoaderConfig) -> int | None:
+    """Return the rows of an epoch that reads every row once, None for others and for indexes not yet here."""
+    sources = config.sources().values()
+    weighted = any(weight is not None for each in sources for weight in (each.proportion, each.repeat, each.choose))
+    if weighted or config.dataset.epoch_size is not None:
+        return None
+    folders = [_folder(source) for source in sources]
+    if not all((folder / INDEX_NAME).is_file() for folder in folders):
+        return None
+    return sum(shard.samples for folder in folders for shard in read_index(folder))
+
+
+def _folder(source: StreamConfig) -> Path:
+    return Path(str(source.local)).expanduser() / (source.split or "")
+
+
+def _check_source(source: StreamConfig, key: str, rows: str) -> list[Shard] | None:
     """Return the shards of a stream whose index is here, None when it has still to be downloaded."""
     if source.local is None:
         # With a remote alone, streaming picks a temporary folder and refuses it when it exists already, as it
         # does from the second start on.
         what = "the folder to keep downloaded shards in" if source.remote else "a folder made by data_prep"
         raise UserError(f"{key}.local: not set; set data_local to {what}")
-    folder = Path(source.local).expanduser() / (source.split or "")
+    folder = _folder(source)
     if source.remote is not None:
         # What is missing or cut will be fetched: `CheckedStream` sees to it.
         return read_index(folder) if (folder / INDEX_NAME).is_file() else None
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such data folder ({key}.local, data_local); {_how_to_make(source.local)}")
+        raise UserError(f"{folder}: no such data folder ({key}.local, data_local); {_how_to_make(source.local, rows)}")
     shards = read_index(folder)
     check_files(shards)
     return shards
 
 
-def _how_to_make(out_root: str) -> str:
-    return (
-        f"make it with: python -m data_prep.convert --dataset text --input FILES... --out_root {out_root} "
-        "--tokenizer NAME_OR_FOLDER --concat_tokens MAX_SEQ_LEN (without files of your own: --dataset demo)"
-    )
+def _how_to_make(out_root: str, rows: str) -> str:
+    own, name = "--dataset text --input FILES...", Path(out_root).name
+    dataset, instead = own, "without files of your own: --dataset demo"
+    if name in _NAMED_CORPORA:
+        dataset, instead = f"--dataset {name}", f"of files of your own: {own}"
+    command = f"python -m data_prep.convert {dataset} --out_root {shlex.quote(out_root)} {rows}"
+    return f"make it with: {command} ({instead})"
 
 
 def _check_columns(shards: list[Shard], source: StreamConfig) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anymixer.data.checks import check_data
+from anymixer.data.checks import check_batch_size, check_data
 from anymixer.data.config import LoaderConfig
 from anymixer.data.masking import Masking, Vocabulary, maskings
 from anymixer.data.shards import is_packed, read_index, read_manifest
@@ -47,9 +47,9 @@ def build_loader(
 ) -> DataSpec:
     """Build the loader of one rank.
 
-    Its batches are dicts of int64 tensors `[device_batch_size, max_seq_len]`: `input_ids`, `attention_mask`,
-    `labels`, and `sequence_id` where rows are packed or the dataset names a separator. Taken over all ranks,
-    the rows of a batch and their masks are a function of (seeds, epoch, step) alone.
+    Its batches are dicts of int64 tensors `[device_batch_size, max_seq_len]`: `input_ids`, `labels`,
+    `attention_mask` where there is padding, and `sequence_id` where rows are packed or the dataset names a
+    separator. Taken over all ranks, the rows of a batch and their masks are a function of (seeds, epoch, step) alone.
 
     Args:
         config: settings; fields left to the loader's role are resolved here.
@@ -58,7 +58,8 @@ def build_loader(
         train: role. Training draws new masks every epoch, evaluation the same ones always.
 
     Raises:
-        UserError: an impossible setting, or data that is missing, damaged or made for another tokenizer.
+        UserError: an impossible setting, or data that is missing, damaged, made for another tokenizer or less than
+            a batch of all ranks (where the last, smaller one is left out).
     """
     from composer.core import DataSpec
 
@@ -70,6 +71,8 @@ def build_loader(
     check_data(config, key, tokenizer)
     dataset = _build_dataset(config, tokenizer, device_batch_size, seed, train, key)
     loader = _build_torch_loader(config, dataset, device_batch_size)
+    size_key = f"global_{'train' if train else 'eval'}_batch_size"
+    check_batch_size(config, device_batch_size * loader.world.num_ranks, size_key, dataset.epoch_size)
     return DataSpec(dataloader=loader, num_samples=dataset.epoch_size, get_num_tokens_in_batch=count_tokens)
 
 
@@ -102,8 +105,11 @@ def count_tokens(batch: Mapping[str, Tensor]) -> dict[str, int]:
 
     At least 1 is predicted, because Composer divides by the count.
     """
-    predicted = int((batch["labels"] != IGNORED_LABEL).sum())
-    return {"total": int(batch["attention_mask"].sum()), "loss_generating": max(1, predicted)}
+    mask, predicted = batch.get("attention_mask"), (batch["labels"] != IGNORED_LABEL).sum()
+    if mask is None:
+        return {"total": batch["labels"].numel(), "loss_generating": max(1, int(predicted))}
+    total, predicted = torch.stack([mask.sum(), predicted]).tolist()  # a GPU is waited for once
+    return {"total": total, "loss_generating": max(1, predicted)}
 
 
 def collate(rows: Sequence[Mapping[str, NDArray[np.int64]]]) -> dict[str, Tensor]:
@@ -130,7 +136,7 @@ def _build_dataset(
     masking = _build_masking(config, tokenizer, key)
     separators = {"eos_token_id": settings.eos_token_id, "bos_token_id": settings.bos_token_id}
     world = World.detect()
-    with starting_alone(leader=world.is_local_leader):
+    with starting_alone(node=world.node, leader=world.is_local_leader):
         try:
             dataset = TextDataset(
                 streams=_streams(config),

@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from socket import gethostname
@@ -31,7 +32,8 @@ from anymixer.errors import UserError
 SHARED_MEMORY = Path("/dev/shm")
 _START_LOCK = "anymixer-start.lock"
 _CLAIM_SUFFIX = "_anymixer"
-_START_TIMEOUT = 60.0  # seconds
+_START_TIMEOUT = 60.0  # seconds, counted in the attempts that are made in them: a machine that stands still makes none
+_ATTEMPTS_EVERY = 0.05  # seconds
 
 # Descriptors of our claims: open, and so locked, until this process and those it forked have ended.
 _held: list[int] = []
@@ -42,7 +44,7 @@ def starting_alone(*, node: int, leader: bool) -> Iterator[None]:
     """Let one run at a time look for a free number and take it, and clear what dead runs left.
 
     Two runs that start together would otherwise both find the same number free, and one would fail. Only
-    the first process of a node (`leader`) takes the lock; the others wait for it if a process group exists.
+    the first process of a node (`leader`) takes the lock and looks; the others wait for it if a process group exists.
     Raises UserError where two nodes of a run are one machine.
     """
     from torch import distributed
@@ -59,7 +61,8 @@ def starting_alone(*, node: int, leader: bool) -> Iterator[None]:
             clear_stale()
         if together:
             distributed.barrier()
-        yield
+        with _one_search(node, leader, together):
+            yield
     finally:
         if lock is not None:
             os.close(lock)
@@ -79,6 +82,43 @@ def _check_one_node_here(node: int) -> None:
             f"node_rank: {' and '.join(map(str, nodes))} of this run share one machine's /dev/shm; start all ranks of "
             f"a machine by one launcher (composer -n {sum(where == here for where, _ in seen)} ...)"
         )
+
+
+@contextmanager
+def _one_search(node: int, leader: bool, together: bool) -> Iterator[None]:
+    """Have one process of a node look for streaming's free number, and close what it looks at.
+
+    In streaming every rank looks by itself: where another run ends meanwhile, they find different numbers, and the
+    launch hangs. And each keeps what it looked at, six segments of every run on the machine, open to its end.
+    """
+    from streaming.base.shared import prefix
+    from torch import distributed
+
+    search, segment = prefix._check_and_find_retrying, prefix.SharedMemory
+
+    def find(*arguments: Any, **options: Any) -> int:
+        found: Any = None
+        if leader:
+            prefix.SharedMemory = partial(segment, auto_cleanup=False)
+            try:
+                found = search(*arguments, **options)
+            except ValueError as error:  # the cache folder is in use; all ranks are to say so
+                found = error
+            finally:
+                prefix.SharedMemory = segment
+        if together:
+            seen: list[Any] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(seen, (node, found))
+            found = next(number for where, number in seen if where == node and number is not None)
+        if isinstance(found, ValueError):
+            raise found
+        return found
+
+    prefix._check_and_find_retrying = find
+    try:
+        yield
+    finally:
+        prefix._check_and_find_retrying = search
 
 
 def claim(number: int) -> None:
@@ -123,6 +163,8 @@ def _clear(path: Path) -> list[int]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         segment = _segment(number)
         inode = os.pread(descriptor, 32, 0).decode()
+        if not inode:  # its run is about to write it
+            return []
         if segment.exists() and str(segment.stat().st_ino) != inode:  # the number is another program's now
             path.unlink()
             return []
@@ -141,12 +183,11 @@ def _start_lock() -> int | None:
         descriptor = os.open(SHARED_MEMORY / _START_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:  # made by another user
         return None
-    deadline = time.monotonic() + _START_TIMEOUT
-    while time.monotonic() < deadline:
+    for _ in range(round(_START_TIMEOUT / _ATTEMPTS_EVERY)):
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
-        time.sleep(0.05)
+        time.sleep(_ATTEMPTS_EVERY)
     os.close(descriptor)
     return None
 

@@ -48,7 +48,9 @@ class TextLoader(StreamingDataLoader):
         dataset.between_epochs = False
         try:
             batches = self._whole(offset) if self.drop_last else self._without_repeats(offset)
-            yield from by_length(batches, self.bucket_batches) if self.bucket_batches else batches
+            if self.bucket_batches:
+                batches = by_length(batches, self.bucket_batches)
+            yield from map(without_idle_mask, batches)
         except UserError as error:
             # From a worker process it comes wrapped in that process's stack trace.
             message = str(error).rstrip().splitlines()[-1]
@@ -102,6 +104,12 @@ class TextLoader(StreamingDataLoader):
         assert paths is not None, "build_loader sets it"
         # More paths than nodes are each filled up to the same length, in their own places.
         return size if paths <= self.world.num_nodes else paths * -(-size // paths)
+
+
+def without_idle_mask(batch: Batch) -> Batch:
+    """Drop the mask of a batch without padding: attention under a mask, whatever it says, is not flash attention."""
+    mask = batch.get("attention_mask")
+    return batch if mask is None or not mask.all() else {k: v for k, v in batch.items() if k != "attention_mask"}
 
 
 def places(rows: Tensor, world: World) -> Tensor:
