@@ -43,7 +43,7 @@ def shard_count(path: str, subset: str | None, split: str, revision: str | None)
 def read_shards(
     path: str, subset: str | None, split: str, revision: str | None, *, shards: tuple[int, ...], column: str
 ) -> Iterator[str]:
-    """Yield the documents of some shards of a split, in order; empty ones are left out.
+    """Yield the documents of some shards of a split, in order; empty ones and nulls are left out.
 
     Raises:
         UserError: the dataset cannot be read, or has no text column of that name.

@@ -44,7 +44,7 @@ class TextFormat:
 def read_file(
     path: Path, form: TextFormat, *, begin: int = 0, end: int | None = None, meter: Meter | None = None
 ) -> Iterator[str]:
-    """Yield the documents of a file, or of a range of its bytes, in order; empty ones are left out.
+    """Yield the documents of a file, or of a range of its bytes, in order; empty ones and nulls are left out.
 
     Ranges that cover a file one after the other give every document of it exactly once, wherever they begin.
 
@@ -53,7 +53,7 @@ def read_file(
         meter: told how far reading has come.
 
     Raises:
-        UserError: a file that is missing, damaged, of an unknown kind or without the column.
+        UserError: a file that is missing, damaged, of an unknown kind, without the column or with no text in it.
     """
     meter = meter or Meter()
     try:
@@ -77,9 +77,9 @@ def input_files(given: Iterable[Path]) -> list[Path]:
     """Return the files among the given files and folders, those of a folder by name.
 
     Raises:
-        UserError: one is missing, of an unknown kind, or a folder without any of a known kind.
+        UserError: one is missing, of an unknown kind, given twice, or a folder without any of a known kind.
     """
-    files: list[Path] = []
+    files: dict[Path, Path] = {}  # by where they really are
     for path in map(Path.expanduser, given):
         found = sorted(file for file in path.rglob("*") if _is_known(file)) if path.is_dir() else [path]
         if not found:
@@ -88,8 +88,12 @@ def input_files(given: Iterable[Path]) -> list[Path]:
             raise UserError(f"--input: no such file: {path}")
         if not _is_known(found[0]):
             raise UserError(f"--input: {path}: unknown kind of file; known: {SUPPORTED}")
-        files += found
-    return files
+        for file in found:
+            place = file.resolve()
+            if other := files.get(place):
+                raise UserError(f"--input: {file} is given twice" + (f" (as {other} too)" if other != file else ""))
+            files[place] = file
+    return list(files.values())
 
 
 def limited(documents: Iterable[str], *, max_docs: int | None, max_bytes: int | None) -> Iterator[str]:
@@ -202,11 +206,20 @@ def _json_lines(lines: Iterator[tuple[int, bytes]], path: Path, column: str, end
             raise
         except ValueError as error:
             raise UserError(f"{path}: {_line(number, beginning)} is not JSON ({error})") from error
-        if not isinstance(record, dict) or not isinstance(record.get(column), str):
-            fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            absent = f"has no text field '{column}' (it has: {fields}); see --text_column"
-            raise UserError(f"{path}: {_line(number, beginning)} {absent}")
-        yield record[column].strip()
+        where = f"{path}: {_line(number, beginning)}"
+        if not isinstance(record, dict):
+            raise UserError(f"{where} is {_json_type(record)}, not an object with a field '{column}'")
+        if column not in record:
+            raise UserError(f"{where} has no field '{column}' (it has: {', '.join(record)}); see --text_column")
+        text = record[column]
+        if not isinstance(text, str | None):
+            raise UserError(f"{where}: '{column}' is {_json_type(text)}, not text; see --text_column")
+        yield (text or "").strip()
+
+
+def _json_type(value: Any) -> str:
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), "null")
 
 
 def _line(number: int, beginning: int) -> str:
@@ -226,7 +239,10 @@ def _parquet(path: Path, column: str, meter: Meter) -> Iterator[str]:
             rows = max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=1024, columns=[column], use_threads=False):
                 for value in batch.column(0).to_pylist():
-                    yield str(value or "").strip()
+                    if not isinstance(value, str | None):
+                        kind = file.schema_arrow.field(column).type
+                        raise UserError(f"{path}: column '{column}' holds {kind}, not text; see --text_column")
+                    yield (value or "").strip()
                 done += batch.num_rows
                 meter.position = lambda place=size * done // rows: place
     except pyarrow.ArrowException as error:

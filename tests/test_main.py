@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from anymixer.entry_point import run
 from anymixer.models.checkpoint_weights import model_weights, read_checkpoint
+from anymixer.pretrain import places
 from data_prep.convert import ConvertOptions, convert
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +120,10 @@ def final_weights(folder):
         (["model.mixer.name=hydar"], "unknown mixer 'hydar'; did you mean 'hydra'"),
         (["callbacks.lr_monitr={}"], "callbacks.lr_monitr"),
         (["tokenizer_name=/nowhere/vocab.txt"], "tokenizer_name: no such file"),
+        (["global_train_batch_size=8192"], "global_train_batch_size: 8192 is more than the"),
+        (["load_path=/nowhere/run"], "load_path: /nowhere/run does not exist"),
+        ([f"load_path={ROOT / 'docs'}"], "docs holds no whole checkpoint; name a run's folder"),
+        ([f"load_path={ROOT / 'main.py'}"], "main.py is no whole checkpoint"),
         ([f"save_folder={ROOT / 'main.py'}"], "main.py is a file; name a folder"),
         ([f"save_folder={ROOT / 'main.py' / 'x'}"], "main.py is a file; name a folder"),
         (["--dryrun"], "main.py: unrecognized arguments: --dryrun (see main.py --help)"),
@@ -128,14 +134,25 @@ def test_a_mistake_is_one_line_and_exit_code_2(data, capsys, more, message):
         pytest.skip("this machine has what the option asks for")
     assert call_main(arguments(data, None, *more)) == 2
     captured = capsys.readouterr()
+    assert "parameters" not in captured.out  # no model was built
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert message in lines[0]
 
 
-def test_missing_data_names_the_command_that_makes_it(capsys):
-    assert call_main([str(ROOT / "yamls/pretrain/hydra.yaml"), "data_local=/nowhere"]) == 2
-    assert "python -m data_prep.convert" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("file", "folder", "flags"),
+    [
+        ("pretrain/hydra", "/nowhere", "--tokenizer bert-base-uncased --pack_tokens 128"),
+        ("pretrain/hf_bert", "/nowhere", "--tokenizer bert-base-uncased --sequence_tokens 128"),
+        ("demo/hydra", "/nowhere/demo", "--train_tokenizer 4096 --pack_tokens 128"),
+    ],
+)
+def test_missing_data_names_the_command_that_makes_it(capsys, file, folder, flags):
+    places = [f"data_local={folder}", f"tokenizer_name={folder}/tokenizer"]
+    assert call_main([str(ROOT / f"yamls/{file}.yaml"), *places[: 2 if "demo" in file else 1]]) == 2
+    message = capsys.readouterr().err
+    assert "python -m data_prep.convert" in message and f"--out_root {folder} {flags} (" in message
 
 
 def test_a_cut_shard_is_named_before_any_work(data, tmp_path, capsys):
@@ -156,6 +173,14 @@ def test_dry_run_prints_configuration_parameters_and_budget(data, capsys):
     assert "bert.backbone.layers.22" in out and "3,826,760" in out
     assert "112,086,712 parameters" in out
     assert "70,000 steps, 36.700 billion tokens" in out
+
+
+def test_the_report_names_no_checkpoint_that_is_not_there(tmp_path):
+    """As of a run that goes on from another's last step, with nothing left to train."""
+    config = SimpleNamespace(data_local="data")
+    assert "checkpoint" not in places(config, tmp_path)
+    (tmp_path / "latest-rank0.pt").touch()
+    assert places(config, tmp_path)["checkpoint"] == str(tmp_path / "latest-rank0.pt")
 
 
 @pytest.mark.slow

@@ -7,13 +7,21 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anymixer.config import PretrainConfig, dump_config
-from anymixer.data import build_eval_loaders, build_loader, check_data, load_tokenizer, read_manifest
+from anymixer.data import (
+    build_eval_loaders,
+    build_loader,
+    check_batch_size,
+    check_data,
+    load_tokenizer,
+    read_manifest,
+)
 from anymixer.errors import UserError
 from anymixer.files import write_text_atomic
 from anymixer.mixers.plugins import absolute_modules, module_files
@@ -37,14 +45,18 @@ DISPLAY_KEYS = ("progress_bar", "log_to_console", "console_log_interval", "pytho
 def check_run(config: PretrainConfig) -> "PreTrainedTokenizerFast":
     """Check, before any work, everything that needs neither a device nor a model; return the tokenizer.
 
-    Raises UserError for data that is missing or broken, a tokenizer that cannot be found or is larger than
-    the model's vocabulary, and rows longer than the model's positions.
+    Raises UserError for data that is missing or broken or does not fill a global batch, a tokenizer that cannot be
+    found or is larger than the model's vocabulary, rows longer than the model's positions, and a checkpoint to start
+    from that cannot be loaded.
     """
     for key, loader, train in (
         ("train_loader", config.train_loader, True),
         ("eval_loader", config.eval_loader, False),
     ):
-        check_data(loader.resolved(train=train), key)
+        check_data(loader.resolved(train=train), key, rows=_row_flags(config))
+    check_batch_size(
+        config.train_loader.resolved(train=True), config.global_train_batch_size, "global_train_batch_size"
+    )
     tokenizer = load_tokenizer(config.tokenizer_name)
     vocab_size = config.model.vocab_size()
     if len(tokenizer) > vocab_size:
@@ -61,7 +73,30 @@ def check_run(config: PretrainConfig) -> "PreTrainedTokenizerFast":
     for key, limit in config.model.row_limits().items():
         if config.max_seq_len > limit:
             raise UserError(f"max_seq_len: {config.max_seq_len} is longer than {key} = {limit}")
+    if config.load_path is not None:
+        _check_load_path(config, config.load_path)
     return tokenizer
+
+
+def _check_load_path(config: PretrainConfig, load_path: str) -> None:
+    """Raise UserError where it cannot be loaded, unless `autoresume` will go first."""
+    from anymixer.training.checkpoints import check_load_path, list_checkpoints, named_checkpoint
+    from anymixer.training.launch import save_folder, saves_shards
+
+    folder = save_folder(config)
+    if not (config.autoresume and folder is not None and list_checkpoints(folder)):
+        check_load_path(named_checkpoint(load_path), sharded=saves_shards(config))
+
+
+def _row_flags(config: PretrainConfig) -> str:
+    """The flags of `data_prep.convert` that make rows for this run."""
+    folder, tokenizer = config.data_local, Path(config.tokenizer_name)
+    vocabulary = f"--tokenizer {shlex.quote(config.tokenizer_name)}"
+    if folder and tokenizer.is_relative_to(folder) and not tokenizer.exists():  # is made with the rows
+        vocabulary = f"--train_tokenizer {config.model.vocab_size()}"
+    # hf_bert cannot keep the sequences of a packed row apart.
+    mode = "--sequence_tokens" if config.model.name == "hf_bert" else "--pack_tokens"
+    return f"{vocabulary} {mode} {config.max_seq_len}"
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -221,7 +256,7 @@ def _report(config: PretrainConfig, results: dict[str, Any], folder: Path | None
     if dist.get_global_rank() != 0:
         return
     Console().print(_results_table(config, results))
-    for what, where in _places(config, folder).items():
+    for what, where in places(config, folder).items():
         print(f"{what:<12} {where}")
     if folder is not None:
         write_text_atomic(folder / SUMMARY_NAME, json.dumps(results, indent=2) + "\n")
@@ -249,16 +284,20 @@ def _results_table(config: PretrainConfig, results: dict[str, Any]) -> "Table":
     return table
 
 
-def _places(config: PretrainConfig, folder: Path | None) -> dict[str, str]:
-    places = {"data": str(config.data_local)}
+def places(config: PretrainConfig, folder: Path | None) -> dict[str, str]:
+    """What the report names, and where it is: the checkpoint only where there is one."""
+    from anymixer.training.checkpoints import LATEST
+
+    found = {"data": str(config.data_local)}
     if folder is not None:
-        places |= {
-            "checkpoint": str(folder / "latest-rank0.pt"),
+        if (folder / LATEST).exists():
+            found["checkpoint"] = str(folder / LATEST)
+        found |= {
             "tokenizer": str(folder / TOKENIZER_NAME),
             "config": str(folder / CONFIG_NAME),
             "summary": str(folder / SUMMARY_NAME),
         }
-    return places
+    return found
 
 
 def _unigram_entropy(config: PretrainConfig) -> float | None:

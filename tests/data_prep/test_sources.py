@@ -56,6 +56,9 @@ def test_parquet(tmp_path):
     assert list(read_file(path, TextFormat(column="body"))) == ["one", "two"]
     with pytest.raises(UserError, match=r"no column 'text' \(it has: body\); see --text_column"):
         list(read_file(path, TextFormat()))
+    parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
+    with pytest.raises(UserError, match=r"column 'text' holds int64, not text; see --text_column"):
+        list(read_file(path, TextFormat()))
     path.write_bytes(b"PAR1 nonsense")
     with pytest.raises(UserError, match="Parquet"):
         list(read_file(path, TextFormat()))
@@ -65,7 +68,10 @@ def test_parquet(tmp_path):
     ("line", "message"),
     [
         ("{", "line 2 is not JSON"),
-        (json.dumps({"body": "x"}), r"line 2 has no text field 'text' \(it has: body\)"),
+        (json.dumps({"body": "x"}), r"line 2 has no field 'text' \(it has: body\)"),
+        ('{"text": 3}', "line 2: 'text' is a number, not text"),
+        ('{"text": false}', "line 2: 'text' is true or false, not text"),
+        ("[1]", "line 2 is a list, not an object with a field 'text'"),
     ],
 )
 def test_bad_json_lines_are_named(tmp_path, line, message):
@@ -73,6 +79,12 @@ def test_bad_json_lines_are_named(tmp_path, line, message):
     path.write_text('{"text": "fine"}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         list(read_file(path, TextFormat()))
+
+
+def test_null_is_an_empty_document(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": null}\n{"text": "one"}\n{"text": ""}\n')
+    assert list(read_file(path, TextFormat())) == ["one"]
 
 
 def test_bytes_that_are_not_text(tmp_path):
@@ -88,6 +100,18 @@ def test_inputs_are_checked_first(tmp_path):
     (tmp_path / "a.pdf.gz").write_text("")
     with pytest.raises(UserError, match=r"unknown kind of file; known: \.txt"):
         input_files([tmp_path / "a.pdf.gz"])
+
+
+def test_an_input_given_twice_is_refused(tmp_path):
+    folder, file = tmp_path / "in", tmp_path / "in" / "a.txt"
+    folder.mkdir()
+    file.touch()
+    for given in ([file, file], [folder, file], [file, folder / "." / "a.txt"]):
+        with pytest.raises(UserError, match=r"^--input: .*a\.txt is given twice$"):
+            input_files(given)
+    (tmp_path / "b.txt").symlink_to(file)
+    with pytest.raises(UserError, match=r"b\.txt is given twice \(as .*in/a\.txt too\)$"):
+        input_files([folder, tmp_path / "b.txt"])
 
 
 def test_limits():

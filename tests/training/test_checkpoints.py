@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anymixer.errors import UserError
-from anymixer.training.checkpoints import LATEST, check_load_path, is_whole, list_checkpoints, recover
+from anymixer.training.checkpoints import LATEST, check_load_path, is_whole, list_checkpoints, named_checkpoint, recover
 
 
 def save(folder: Path, name: str) -> Path:
@@ -112,6 +112,21 @@ def test_shards_must_all_be_there(tmp_path):
     assert recover(tmp_path, sharded=True).checkpoint == whole
     with pytest.raises(UserError, match=r"^autoresume: .*state_dict_type=sharded"):
         recover(tmp_path, sharded=False)
+
+
+def test_a_run_folder_names_its_newest_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    for step in (9, 10):
+        newest = save(run, f"ep0-ba{step}-rank0.pt")
+    assert named_checkpoint(str(run)) == str(newest)
+    assert named_checkpoint(str(newest)) == str(newest)
+    assert named_checkpoint("s3://bucket/run") == "s3://bucket/run"
+    shards = save_shards(run / "ep0-ba11")
+    assert named_checkpoint(str(run)) == named_checkpoint(str(shards)) == str(shards)
+    (tmp_path / "empty").mkdir()
+    for sharded in (False, True):
+        with pytest.raises(UserError, match=r"empty holds no whole checkpoint; name a run's folder"):
+            check_load_path(named_checkpoint(str(tmp_path / "empty")), sharded=sharded)
 
 
 def test_a_load_path_is_checked_before_any_work(tmp_path):

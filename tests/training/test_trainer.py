@@ -5,13 +5,15 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
 from anymixer.errors import UserError
-from anymixer.training import OptimizerConfig
-from anymixer.training.run_callbacks import changed_keys
+from anymixer.training import OptimizerConfig, SchedulerConfig
+from anymixer.training.run_callbacks import OptimizerNumbers, changed_keys
 from anymixer.training.step_seed import step_seed
 from anymixer.training.trainer import build_trainer, fit
 
@@ -57,6 +59,69 @@ def test_a_resumed_run_repeats_the_unbroken_one_bit_for_bit(tiny_run, tmp_path, 
     assert rest == whole[6:]
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_resumed_run_trains_with_the_numbers_that_are_configured_now(tiny_run, tmp_path, name):
+    """Changed to these at the start, the optimizer would hold the same at every later step."""
+    numbers = {"lr": 3e-3, "betas": [0.8, 0.9], "eps": 1e-7, "weight_decay": 0.5}
+    old, new = OptimizerConfig(name=name, lr=1e-2, weight_decay=1e-4), OptimizerConfig(name=name, **numbers)
+
+    def groups(optimizer, folder, **changes):
+        changes |= {"save_folder": str(tmp_path / folder), "save_interval": "3ba", "optimizer": optimizer}
+        tiny_run.train(tiny_run.config(**changes, autoresume=True))
+        state = torch.load((tmp_path / folder / "latest-rank0.pt").resolve(), weights_only=False)["state"]
+        kept = next(iter(state["optimizers"].values()))["param_groups"]
+        scheduler = next(iter(state["schedulers"].values()))
+        return [{k: v for k, v in group.items() if k != "params"} for group in kept], scheduler["base_lrs"]
+
+    expected = groups(new, "new")
+    before = groups(old, "resumed", max_duration="3ba", scheduler=SchedulerConfig(t_warmup="2ba", t_max="6ba"))
+    assert before != expected
+    assert groups(new, "resumed") == expected
+
+
+def test_a_changed_learning_rate_holds_from_the_next_step_on():
+    def made(lr, own_lr):
+        parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        groups = [{"params": parameters[:1]}, {"params": parameters[1:], "lr": own_lr}]
+        optimizer = torch.optim.AdamW(groups, lr=lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return SimpleNamespace(optimizers=[optimizer], schedulers=[scheduler])
+
+    old, new, numbers = made(0.1, 0.3), made(0.2, 0.3), OptimizerNumbers()
+    old.optimizers[0].step()
+    old.schedulers[0].step()
+    numbers.before_load(new, None)
+    for part in ("optimizers", "schedulers"):
+        getattr(new, part)[0].load_state_dict(getattr(old, part)[0].state_dict())
+    numbers.after_load(new, None)
+    assert [group["lr"] for group in new.optimizers[0].param_groups] == [0.2 / 2, 0.3 / 2]
+    new.optimizers[0].step()
+    new.schedulers[0].step()
+    assert [group["lr"] for group in new.optimizers[0].param_groups] == pytest.approx([0.2 / 3, 0.3 / 3])
+
+
+def test_a_changed_option_of_the_optimizer_is_refused(tiny_run, tmp_path):
+    changes = {"save_folder": str(tmp_path), "autoresume": True, "save_interval": "3ba"}
+
+    def resume(name, hparams):
+        optimizer = OptimizerConfig(name=name)
+        config = tiny_run.config(**changes, optimizer=optimizer, max_duration="3ba")
+        build_trainer(config, tiny_run.model(), None, tiny_run.spec(8), hparams={"optimizer": hparams}).close()
+
+    trainer = build_trainer(
+        tiny_run.config(**changes, max_duration="3ba"),
+        tiny_run.model(),
+        None,
+        tiny_run.spec(8),
+        hparams={"optimizer": {"name": "decoupled_adamw", "options": {"amsgrad": False}}},
+    )
+    fit(trainer)
+    trainer.close()
+    with pytest.raises(UserError, match=r"^optimizer\.options\.amsgrad: False -> True: cannot change"):
+        resume("decoupled_adamw", {"name": "decoupled_adamw", "options": {"amsgrad": True}})
+    resume("adamw", {"name": "adamw", "options": {}})  # another optimizer, which starts without a state
+
+
 def test_a_finished_run_is_said_to_be_finished(tiny_run, tmp_path, capsys):
     changes = {"save_folder": str(tmp_path), "save_interval": "6ba", "autoresume": True}
     assert len(tiny_run.train(tiny_run.config(**changes))) == 6
@@ -69,6 +134,11 @@ def test_load_path_resumes_or_warm_starts(tiny_run, tmp_path, capsys):
     whole = tiny_run.train(tiny_run.config(save_folder=str(tmp_path), save_interval="3ba"))
     path = str(tmp_path / "ep0-ba3-rank0.pt")
     assert tiny_run.train(tiny_run.config(load_path=path)) == whole[3:]
+    os.truncate(tmp_path / "ep1-ba6-rank0.pt", 100)
+    with pytest.raises(UserError, match=r"^load_path: .*ep1-ba6-rank0.pt is no whole checkpoint"):
+        tiny_run.train(tiny_run.config(load_path=str(tmp_path)))
+    (tmp_path / "ep1-ba6-rank0.pt").unlink()
+    assert tiny_run.train(tiny_run.config(load_path=str(tmp_path))) == whole[3:]
     warm = tiny_run.train(tiny_run.config(load_path=path, load_weights_only=True))
     assert len(warm) == 6 and warm[0] not in whole
     assert f"loading the weights of {path}" in capsys.readouterr().out
@@ -82,6 +152,37 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(tiny_run, tmp_path
     with pytest.raises(UserError, match=r"^load_path: .*other.pt: the checkpoint does not fit") as error:
         tiny_run.train(tiny_run.config(load_path=str(tmp_path / "other.pt"), load_weights_only=True))
     assert "\n" not in str(error.value)
+
+
+def test_a_changed_model_is_told_by_its_keys(tiny_run, tmp_path):
+    config = tiny_run.config(save_folder=str(tmp_path), autoresume=True, max_duration="1ba")
+
+    def start(hidden_size):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 61, "hidden_size": hidden_size, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = BertForMaskedLM(BertConfig(**sizes))
+        hparams = {"model": {"model_config": {"hidden_size": hidden_size, "vocab_size": 61}}, "seed": hidden_size}
+        trainer = build_trainer(config, model, None, tiny_run.spec(8), hparams=hparams)
+        fit(trainer)
+        trainer.close()
+
+    start(8)
+    with pytest.raises(UserError) as caught:
+        start(16)
+    found = tmp_path / "ep0-ba1-rank0.pt"
+    assert str(caught.value) == (
+        f"save_folder: {found}: the checkpoint does not fit this model: model.model_config.hidden_size: 8 -> 16; "
+        "use another run_name or save_folder"
+    )
+
+
+def test_a_warm_up_of_no_step_is_one_line(tiny_run, capsys, recwarn):
+    tiny_run.train(tiny_run.config(max_duration="4ba", scheduler=SchedulerConfig(t_warmup="0.06dur")))
+    line = "scheduler.t_warmup: 0.06dur of 4ba comes to 0ba: there is no warm-up"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    tiny_run.train(tiny_run.config(max_duration="4ba", scheduler=SchedulerConfig(t_warmup="0ba")))
+    assert "t_warmup" not in capsys.readouterr().out
+    assert not [warning for warning in recwarn if "warmup duration" in str(warning.message)]
 
 
 def test_a_checkpoint_carries_its_configuration_and_model(tiny_run, tmp_path, capsys):
@@ -137,7 +238,8 @@ def test_everything_a_recipe_names_runs_together(tiny_run, tmp_path, capsys):
     assert "l2_norm/grad/global" in logged
     assert list((tmp_path / "tb").rglob("events*"))
     printed = capsys.readouterr().out
-    assert "device cpu, 1 rank, precision fp32 (auto), mixing ops auto, global batch 8, microbatch 8 (auto:" in printed
+    assert "device cpu, 1 rank, precision fp32 (auto), mixing ops torch (auto: no GPU), global batch 8, " in printed
+    assert "microbatch 8 (auto:" in printed
 
 
 def test_two_evaluations_of_one_model_agree(tiny_run):

@@ -24,7 +24,18 @@ def test_the_defaults_are_valid():
         ({"scheduler": SchedulerConfig(t_warmup="500ba")}, "scheduler.t_warmup"),
         ({"scheduler": SchedulerConfig(alpha_f=-0.1)}, "scheduler.alpha_f"),
         ({"scheduler": SchedulerConfig(decay="cubic")}, "scheduler.decay: 'cubic' is none of linear, sqrt"),
+        (
+            {"scheduler": SchedulerConfig(name="warmup_stable_decay", t_warmup="0.9dur", t_decay="0.5dur")},
+            r"scheduler.t_decay: t_warmup \(0.9dur\) and t_decay \(0.5dur\) together are longer than the schedule",
+        ),
+        ({"scheduler": SchedulerConfig(name="warmup_stable_decay", t_warmup="0.95dur")}, "scheduler.t_decay"),
+        (
+            {"max_duration": "9ba", "scheduler": SchedulerConfig(name="warmup_stable_decay", t_warmup="9ba")},
+            "scheduler.t_decay",
+        ),
+        ({"scheduler": SchedulerConfig(t_max="0.5dur")}, "scheduler.t_max: 0.5dur ends before the training"),
         ({"max_duration": "1dur"}, "max_duration"),
+        ({"max_duration": "0ba"}, "max_duration: 0ba would train nothing"),
         ({"max_duration": "1.5ba"}, "max_duration"),
         ({"global_train_batch_size": 0}, "global_train_batch_size"),
         ({"device_train_microbatch_size": "Auto"}, "device_train_microbatch_size"),
@@ -51,6 +62,12 @@ def test_the_defaults_are_valid():
 def test_a_bad_value_names_its_key(changes, key):
     with pytest.raises(UserError, match=f"^{key}"):
         TrainerConfig(**changes).validate()
+
+
+def test_warm_up_and_decay_may_fill_the_whole_schedule():
+    for duration, warmup in (("10ba", "9ba"), ("3ep", "0.9dur"), ("3ep", "2ep"), ("7ba", "0.9dur")):
+        SchedulerConfig(name="warmup_stable_decay", t_warmup=warmup, t_decay="0.1dur").validate(duration)
+    SchedulerConfig(name="warmup_stable_decay", t_warmup="5ba", t_max="0.8dur").validate("100ba")
 
 
 @pytest.mark.parametrize("text", ["500ba", "1ep", "3", "0.06dur", "2.867e8sp"])

@@ -88,24 +88,37 @@ def is_whole(path: Path) -> bool:
     return _shards_are_whole(path) if path.is_dir() else _file_is_whole(path)
 
 
+def named_checkpoint(text: str) -> str:
+    """Return what a `load_path` names: of a run's folder its newest checkpoint, and else itself."""
+    checkpoints = [] if "://" in text else list_checkpoints(_local(text))
+    return str(checkpoints[-1]) if checkpoints else text
+
+
 def check_load_path(text: str, *, sharded: bool = False) -> None:
     """Raise UserError, naming `load_path`, for one that is missing, broken, of the wrong kind, or would run code.
 
     Of URIs of object stores (s3://...) only the name is checked here, the rest when Composer has fetched them.
     """
+    from anymixer.models.checkpoint_shards import METADATA
     from anymixer.training.checkpoint_guard import check_harmless, check_name
 
     check_name(text, "load_path")
     if "://" in text:
         return
-    path = Path(text.format(rank=0, local_rank=0, node_rank=0))
+    path = _local(text)
     if not path.exists():
         raise UserError(f"load_path: {path} does not exist")
+    if path.is_dir() and not (path / METADATA).is_file():
+        raise UserError(f"load_path: {path} holds no whole checkpoint; name a run's folder or a checkpoint in it")
     if path.is_dir() != sharded:
         raise UserError(f"load_path: {_wrong_kind(path)}")
     if not is_whole(path):
         raise UserError(f"load_path: {path} is no whole checkpoint (truncated or damaged); name an older one")
     check_harmless(path, "load_path")
+
+
+def _local(text: str) -> Path:
+    return Path(text.format(rank=0, local_rank=0, node_rank=0))
 
 
 def _file_is_whole(path: Path) -> bool:

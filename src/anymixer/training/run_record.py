@@ -28,7 +28,6 @@ class RunRecord(Callback):
         self.lines: list[dict[str, Any]] = []
         self._started = 0.0
         self._waited = 0.0
-        self._tokens = 0
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Take up the record where the checkpoint stands."""

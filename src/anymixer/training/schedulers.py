@@ -1,6 +1,7 @@
 """Learning-rate schedules: Composer's, and warm-up, stable, decay (WSD), which Composer lacks."""
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from composer.core import State
@@ -11,6 +12,8 @@ from composer.optim.scheduler import _convert_time
 
 from anymixer.errors import UserError
 from anymixer.training.named_table import NamedTable, check_kwargs
+from anymixer.training.times import for_composer, parse_time
+from anymixer.training.trainer_config import WSD, WSD_DECAY
 
 if TYPE_CHECKING:
     from anymixer.training.trainer_config import SchedulerConfig
@@ -21,7 +24,7 @@ SCHEDULERS = NamedTable(
         "constant_with_warmup": "composer.optim:ConstantWithWarmupScheduler",
         "cosine_with_warmup": "composer.optim:CosineAnnealingWithWarmupScheduler",
         "linear_decay_with_warmup": "composer.optim:LinearWithWarmupScheduler",
-        "warmup_stable_decay": "anymixer.training.schedulers:WarmupStableDecayScheduler",
+        WSD: "anymixer.training.schedulers:WarmupStableDecayScheduler",
     },
     one_name=True,
 )
@@ -46,7 +49,7 @@ class WarmupStableDecayScheduler(ComposerScheduler):
     def __init__(
         self,
         t_warmup: str,
-        t_decay: str = "0.1dur",
+        t_decay: str = WSD_DECAY,
         alpha_f: float = 0.0,
         decay: str = "sqrt",
         t_max: str = "1dur",
@@ -90,4 +93,15 @@ def scheduler_kwargs(config: "SchedulerConfig") -> dict[str, Any]:
 
 def build_scheduler(config: "SchedulerConfig") -> ComposerScheduler:
     """Build the schedule of a run; Composer steps it after every batch."""
+    # Composer's own words of it, several lines and twice, name no key: see `warmup_note`.
+    warnings.filterwarnings("ignore", message="The warmup duration is 0", category=UserWarning)
     return SCHEDULERS.build_one(config.name, scheduler_kwargs(config))
+
+
+def warmup_note(config: "SchedulerConfig", state: State) -> str | None:
+    """Return a line to say where the training is too short for the warm-up that was asked for, else None."""
+    asked, _ = parse_time(config.t_warmup, "scheduler.t_warmup")
+    found = _convert_time(for_composer(config.t_warmup), state)
+    if asked == 0 or found.value > 0:
+        return None
+    return f"scheduler.t_warmup: {config.t_warmup} of {state.max_duration} comes to {found}: there is no warm-up"

@@ -4,6 +4,7 @@ Units: ep epochs, ba batches (optimizer steps), sp sequences, tok tokens, dur sh
 """
 
 import re
+from typing import NamedTuple
 
 from anymixer.errors import UserError
 
@@ -37,6 +38,22 @@ def for_composer(text: str) -> str:
     """Return the time string as Composer reads it (a bare number of epochs gets its unit)."""
     text = str(text).strip()
     return f"{text}ep" if text.isdecimal() else text.lower()
+
+
+class Length(NamedTuple):
+    """A time, in one of UNITS but "dur"."""
+
+    value: float
+    unit: str
+
+
+def length(text: str, max_duration: str, key: str) -> Length:
+    """Return a time, a share of the training as that share of `max_duration`."""
+    value, unit = parse_time(text, key)
+    if unit == "dur":
+        whole, unit = parse_time(max_duration, "max_duration")
+        value *= whole
+    return Length(value, unit)
 
 
 def scheduler_unit(text: str, max_duration: str, key: str) -> str:

@@ -1,8 +1,10 @@
 """Build Composer's Trainer from a configuration, and run it."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from anymixer_kernels.backend import set_backend
 from composer import Trainer
@@ -12,11 +14,11 @@ from composer.utils import dist
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from anymixer.errors import UserError
-from anymixer.models.checkpoint_weights import RefusedCheckpoint
+from anymixer.models.checkpoint_weights import RefusedCheckpoint, read_checkpoint
 from anymixer.training import checkpoint_guard
 from anymixer.training.algorithms import ALGORITHMS
 from anymixer.training.callbacks import CALLBACKS
-from anymixer.training.checkpoints import check_load_path, recover
+from anymixer.training.checkpoints import check_load_path, named_checkpoint, recover
 from anymixer.training.composer_model import MixerComposerModel
 from anymixer.training.cuda_graphs import use_cuda_graphs
 from anymixer.training.launch import (
@@ -30,8 +32,8 @@ from anymixer.training.loggers import LOGGERS
 from anymixer.training.optimizers import build_optimizer
 from anymixer.training.parallelism import build_parallelism
 from anymixer.training.rank_watch import RankProgress, ends_told
-from anymixer.training.run_callbacks import LaunchReport, RunConfig, say
-from anymixer.training.schedulers import build_scheduler
+from anymixer.training.run_callbacks import LaunchReport, OptimizerNumbers, RunConfig, changed_keys, say
+from anymixer.training.schedulers import build_scheduler, warmup_note
 from anymixer.training.step_seed import StepSeed
 from anymixer.training.times import for_composer
 from anymixer.training.trainer_config import TrainerConfig
@@ -74,6 +76,7 @@ def build_trainer(
         StepSeed(),
         LaunchReport(plan.describe(config)),
         RunConfig(hparams or {}),
+        OptimizerNumbers(),
         *CALLBACKS.build(config.callbacks),
         *extra_callbacks,
     ]
@@ -97,9 +100,12 @@ def build_trainer(
         # A dataset that resumes itself (StreamingDataset) needs no spinning, which would start its workers.
         "spin_dataloaders": not hasattr(getattr(train_spec.dataloader, "dataset", None), "load_state_dict"),
     }
-    _prepare_checkpoints(config)
+    start = _prepare_checkpoints(config)
     checkpoint_guard.install()
-    return _construct(config, kwargs)
+    trainer = _construct({**kwargs, "load_path": start.checkpoint}, start, hparams or {})
+    if note := warmup_note(config.scheduler, trainer.state):
+        say(note)
+    return trainer
 
 
 def fit(trainer: Trainer) -> bool:
@@ -169,26 +175,40 @@ def _checkpoint_kwargs(config: TrainerConfig) -> dict[str, Any]:
         "save_interval": for_composer(config.save_interval),
         "save_num_checkpoints_to_keep": config.save_num_checkpoints_to_keep,
         "save_overwrite": config.save_overwrite,
-        "load_path": config.load_path,
         "load_weights_only": config.load_weights_only,
         "autoresume": config.autoresume,
     }
 
 
-def _prepare_checkpoints(config: TrainerConfig) -> None:
+class _Start(NamedTuple):
+    """The checkpoint that a run begins with, if any, and the key that asks for it."""
+
+    key: str
+    checkpoint: str | None
+
+
+def _prepare_checkpoints(config: TrainerConfig) -> _Start:
     """Choose, on rank 0, what the Trainer will load; the other ranks wait."""
-    found = False
-    if dist.get_global_rank() == 0:
-        folder = save_folder(config)
-        if config.autoresume and folder is not None:
-            recovery = recover(folder, sharded=saves_shards(config))
-            found = recovery.checkpoint is not None
-            if found or recovery.set_aside or config.load_path is None:
-                say(recovery.describe(folder))
-        if config.load_path is not None and not found:
-            check_load_path(config.load_path, sharded=saves_shards(config))
-            say(f"loading {'the weights of ' if config.load_weights_only else ''}{config.load_path}")
-    dist.barrier()
+    chosen = [_choose_checkpoint(config) if dist.get_global_rank() == 0 else None]
+    dist.broadcast_object_list(chosen)
+    assert chosen[0] is not None  # rank 0 chose
+    return chosen[0]
+
+
+def _choose_checkpoint(config: TrainerConfig) -> _Start:
+    folder = save_folder(config)
+    if config.autoresume and folder is not None:
+        recovery = recover(folder, sharded=saves_shards(config))
+        if recovery.checkpoint or recovery.set_aside or config.load_path is None:
+            say(recovery.describe(folder))
+        if recovery.checkpoint is not None:
+            return _Start("save_folder", str(recovery.checkpoint))
+    if config.load_path is None:
+        return _Start("save_folder", None)
+    path = named_checkpoint(config.load_path)
+    check_load_path(path, sharded=saves_shards(config))
+    say(f"loading {'the weights of ' if config.load_weights_only else ''}{path}")
+    return _Start("load_path", path)
 
 
 class _RankTrainer(Trainer):
@@ -202,22 +222,33 @@ class _RankTrainer(Trainer):
             self.engine.close()
 
 
-def _construct(config: TrainerConfig, kwargs: dict[str, Any]) -> Trainer:
+def _construct(kwargs: dict[str, Any], start: _Start, hparams: Mapping[str, Any]) -> Trainer:
     from torch.distributed.checkpoint import CheckpointException
 
-    key = "load_path" if config.load_path else "save_folder"
+    where = f"{start.key}: {start.checkpoint or kwargs['save_folder']}"
     try:
         return _RankTrainer(**kwargs)
     except RefusedCheckpoint as error:
-        raise UserError(f"{key}: {getattr(config, key)}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     except CheckpointException as error:  # what reading shards failed with, on each rank
         refused = [e for e, _ in error.failures.values() if isinstance(e, RefusedCheckpoint)]
         if not refused:
             raise
-        raise UserError(f"{key}: {getattr(config, key)}: {refused[0]}") from error
+        raise UserError(f"{where}: {refused[0]}") from error
     except RuntimeError as error:
         # torch's own words for weights that do not fit the module they are loaded into
         if "loading state_dict" not in str(error):
             raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{key}: {getattr(config, key)}: the checkpoint does not fit this model: {reason}") from error
+        reason = _changed_model(start, hparams) or " ".join(str(error).split())[:300]
+        advice = "; use another run_name or save_folder" if start.key == "save_folder" else ""
+        raise UserError(f"{where}: the checkpoint does not fit this model: {reason}{advice}") from error
+
+
+def _changed_model(start: _Start, hparams: Mapping[str, Any]) -> str:
+    """The keys of the model in which a run differs from the one that wrote its checkpoint, where that can be told."""
+    if start.checkpoint is None or not Path(start.checkpoint).exists():
+        return ""
+    state = read_checkpoint(start.checkpoint, start.key, mmap=True)["state"]
+    kept = json.loads(state.get("callbacks", {}).get("RunConfig", {}).get("config", "{}"))
+    changed = changed_keys(*({"model": one.get("model", {})} for one in (kept, hparams))) if "model" in kept else []
+    return ", ".join(changed)

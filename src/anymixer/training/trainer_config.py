@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anymixer.errors import UserError, suggest
-from anymixer.training.times import parse_time, scheduler_unit
+from anymixer.training.times import length, parse_time, scheduler_unit
 
 PRECISIONS = ("auto", "fp32", "amp_bf16", "amp_fp16", "amp_fp8")
 DEVICES = ("cpu", "gpu", "mps")
 # As in anymixer_kernels.BACKENDS, which only torch's import would give.
 BACKENDS = ("auto", "triton", "torch", "reference", "mamba_ssm")
 DECAYS = ("linear", "sqrt")
+WSD, WSD_DECAY = "warmup_stable_decay", "0.1dur"  # the schedule that we add, and how long its decay lasts
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 # Signs of life come once a second; a machine that is busy may delay a few.
 MIN_RANK_TIMEOUT = 5.0
@@ -75,7 +76,7 @@ class SchedulerConfig:
         """Raise UserError, naming the key, for a time that cannot be used or a multiplier below 0.
 
         Composer compares the schedule's times with each other and with `max_duration`, so all must
-        come down to one unit.
+        come down to one unit. What only the number of steps in an epoch tells is checked when training begins.
         """
         end = scheduler_unit(self.t_max or "1dur", max_duration, f"{key}.t_max")
         for name in ("t_warmup", "t_decay"):
@@ -85,12 +86,27 @@ class SchedulerConfig:
                     f"{key}.{name}: {value} is counted in {unit}, but the schedule ends in {end} "
                     f"(max_duration: {max_duration}); give it in {end} or as a share such as 0.06dur"
                 )
+        self._validate_lengths(max_duration, key)
         if self.decay is not None and self.decay not in DECAYS:
             raise UserError(f"{key}.decay: '{self.decay}' is none of {', '.join(DECAYS)}")
         for name in ("alpha", "alpha_i", "alpha_f"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UserError(f"{key}.{name}: {value} must not be negative")
+
+    def _validate_lengths(self, max_duration: str, key: str) -> None:
+        """The schedule must last as long as its parts and, but for WSD's, which stays at its end, the training."""
+        t_max, t_decay = self.t_max or "1dur", self.t_decay or WSD_DECAY
+        end, whole = (length(text, max_duration, key) for text in (t_max, max_duration))
+        if self.name != WSD and end.unit == whole.unit and end.value < whole.value:
+            raise UserError(f"{key}.t_max: {t_max} ends before the training does ({max_duration}); leave it out")
+        warmup, decay = (length(text, max_duration, key) for text in (self.t_warmup, t_decay))
+        one_unit = {warmup.unit, decay.unit, end.unit} == {end.unit}
+        if self.name == WSD and one_unit and round(warmup.value + decay.value - end.value, 9) > 0:
+            raise UserError(
+                f"{key}.t_decay: t_warmup ({self.t_warmup}) and t_decay ({t_decay}) together are longer than the "
+                f"schedule ({t_max})"
+            )
 
 
 @dataclass(kw_only=True)
@@ -109,8 +125,8 @@ class TrainerConfig:
         composer.utils.parallelism.FSDP2Config.
     algorithms, callbacks, loggers: name -> keyword arguments, from the tables of this package.
     autoresume: continue from the newest whole checkpoint of `save_folder`, if there is one.
-    load_path: a checkpoint to start from: everything (weights, optimizer, data position), or with
-        `load_weights_only` the weights alone. A checkpoint found by `autoresume` goes first.
+    load_path: a checkpoint to start from, or a run's folder, whose newest it is: everything (weights, optimizer, data
+        position), or with `load_weights_only` the weights alone. A checkpoint found by `autoresume` goes first.
     dist_timeout: seconds that one rank waits for another.
     rank_timeout: seconds without a sign of life after which a rank counts as lost, which ends the launch; signs of life
         need no step to end, so however long steps take. 0: none are given.
@@ -160,7 +176,9 @@ class TrainerConfig:
     def validate(self) -> None:
         """Raise UserError, naming the key, for a value that no machine could run; reads no device or file."""
         self.optimizer.validate()
-        parse_time(self.max_duration, "max_duration", units=("ep", "ba", "sp", "tok"))
+        duration, _ = parse_time(self.max_duration, "max_duration", units=("ep", "ba", "sp", "tok"))
+        if duration == 0:
+            raise UserError(f"max_duration: {self.max_duration} would train nothing; set e.g. 1000ba")
         self.scheduler.validate(self.max_duration)
         self._validate_numbers()
         self._validate_choices()
