@@ -55,12 +55,17 @@ def test_masks_of_a_text_and_of_held_out_rows_are_filled(run_folder, monkeypatch
     assert "the old [MASK] sees" in " ".join(out.split())
 
 
+def test_a_checkpoint_beside_its_run_is_enough(run_folder, monkeypatch, capsys):
+    assert call(monkeypatch, run_folder / "latest-rank0.pt", "the old [MASK] sees", "--examples", 1, "--top", 1) == 0
+    assert capsys.readouterr().out.count("tree 100%") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["{run}", "no mask here"], "texts: no [MASK] in: no mask here"),
         (["{run}"], "texts: none given"),
-        (["/nowhere", "a [MASK]"], "/nowhere: no run is there"),
+        (["/nowhere", "a [MASK]"], "/nowhere: no such file or folder"),
     ],
 )
 def test_mistakes_are_one_line(run_folder, monkeypatch, capsys, arguments, message):

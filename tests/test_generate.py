@@ -1,11 +1,14 @@
 """`anymixer generate` on a run folder as main.py leaves it, and what it says of its samples."""
 
 import json
+import re
 
 import pytest
 import torch
 
-from anymixer.generate import SamplingOptions, left_padded, sample, token_log_likelihoods
+from anymixer.errors import UserError
+from anymixer.fill_mask import load_run
+from anymixer.generate import SamplingOptions, first_sequence, sample
 from anymixer.models.configuration_mixer_lm import MixerLMConfig
 from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
 
@@ -68,23 +71,93 @@ class Letters:
         return "".join(chr(96 + i) for i in ids)
 
 
-def test_log_likelihoods_are_those_of_each_row_alone():
-    torch.manual_seed(0)
+def letters_model(**options):
     config = MixerLMConfig(
-        vocab_size=9, hidden_size=16, num_hidden_layers=2, mixer={"name": "hgrn2", "expand_ratio": 8}
+        **{"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.5} | options
     )
-    config.initializer_range = 0.5
-    model = MixerLMForCausalLM(config).eval()
-    rows = [[3, 4, 5], [6]]
-    samples, _ = sample(model, Letters(), rows, SamplingOptions(max_new_tokens=6, seed=1))
+    return MixerLMForCausalLM(config).eval()
+
+
+MIXERS = [
+    {"name": "hgrn2", "expand_ratio": 8},
+    {"name": "attention", "num_heads": 2},
+    {"name": "dma", "num_heads": 2, "keep_window_size": 4},
+]
+
+
+@pytest.mark.parametrize("rows", [[[3, 4, 5], [6], [3, 4, 5]], [[3], [6]]], ids=["padded", "single tokens"])
+@pytest.mark.parametrize("mixer", MIXERS, ids=lambda mixer: mixer["name"])
+@pytest.mark.parametrize("temperature", [0, 0.5])
+def test_log_likelihoods_are_those_of_each_row_alone(rows, mixer, temperature):
+    model = letters_model(mixer=mixer)
+    options = SamplingOptions(max_new_tokens=6, seed=1, temperature=temperature, top_k=3 if temperature else 0)
+    samples, _ = sample(model, Letters(), rows, options)
+    assert sorted(s.prompt for s in samples) == sorted(Letters().decode(row) for row in rows)
     for s in samples:
-        ids = [ord(c) - 96 for c in s.prompt + s.continuation]
-        one, mask = left_padded([ids], 0, model.device)
+        ids = torch.tensor([[ord(c) - 96 for c in s.prompt + s.continuation]])
         with torch.no_grad():
-            alone = token_log_likelihoods(model, one, mask[:, : len(s.prompt)], len(s.prompt))
-        assert s.tokens == alone.shape[1]
+            scores = model(ids).logits.log_softmax(-1)[0, len(s.prompt) - 1 : -1]
+        alone = scores[torch.arange(s.tokens), ids[0, len(s.prompt) :]]
         assert s.log_likelihood == pytest.approx(float(alone.mean()), abs=1e-5)
         assert "b" not in s.continuation[:-1]
+        if not temperature:
+            assert torch.equal(scores.argmax(-1), ids[0, len(s.prompt) :])
+
+
+def test_a_prompt_is_read_once_and_never_all_its_logits():
+    model = letters_model(mixer=MIXERS[0])
+    reads = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: reads.append(tuple(output.shape)))
+    rows = [[3, 4, 5, 6], [7, 8, 5, 6]] * 3
+    sample(model, Letters(), rows, SamplingOptions(max_new_tokens=3, top_k=1))
+    assert reads[0] == (2, 1, 9) and set(reads[1:]) == {(6, 1, 9)} and len(reads) <= 4
+
+
+def test_more_tokens_than_learned_positions_are_refused_before_work():
+    model = letters_model(mixer="attention", position_embeddings="learned", max_position_embeddings=8)
+    assert sample(model, Letters(), [[3, 4, 5]], SamplingOptions(max_new_tokens=6))[0][0].tokens <= 6
+    with pytest.raises(UserError, match="--l-sample: 7 tokens after a prompt of 3; the model has learned 8 positions"):
+        sample(model, Letters(), [[3, 4, 5]], SamplingOptions(max_new_tokens=7))
+
+
+@pytest.mark.parametrize(
+    ("row", "first"),
+    [
+        ([1, 5, 6, 2, 1, 7, 2], [1, 5, 6]),
+        ([5, 6, 1, 7], [5, 6]),  # sequences that only have a start
+        ([5, 6], [5, 6]),
+        ([2, 5, 6, 2], [2, 5, 6]),  # one token starts and ends them
+    ],
+)
+def test_a_prefix_ends_with_its_first_sequence(row, first):
+    assert first_sequence(row, (1, 2)) == first
+
+
+def test_every_kind_of_checkpoint_generates_the_same(run_folder, tmp_path, call_cli, capsys):
+    def said(source):
+        assert call_cli("generate", source, "--prompt", "the old cat", "--temperature", 0, "--l-sample", 4) == 0
+        return capsys.readouterr().out.rpartition("tokens in")[0]
+
+    model, tokenizer, _ = load_run(run_folder)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "exported")
+    expected = said(run_folder)
+    (newest,) = run_folder.glob("ep*-ba4-rank0.pt")
+    for source in (newest, run_folder / "latest-rank0.pt", tmp_path / "exported"):
+        assert said(source) == expected
+    assert call_cli("generate", tmp_path / "exported") == 2
+    assert "its held-out data is unknown" in capsys.readouterr().err
+    assert call_cli("fill-mask", run_folder, "the [MASK]") == 2
+    assert "(MixerLMForCausalLM) fills no masks" in capsys.readouterr().err
+
+
+def test_fewer_and_shorter_prefixes_than_asked_for_are_said(run_folder, call_cli, capsys):
+    arguments = ("--n-samples", 1000, "--l-prefix", 1000, "--l-sample", 1, "--temperature", 0)
+    assert call_cli("generate", run_folder, *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    there = int(re.fullmatch(r"--n-samples: 1000 asked for, (\d+) held-out rows are there", lines[0])[1])
+    assert lines[1] == f"--l-prefix: {there} of {there} prefixes end before 1000 tokens, with their text or row"
+    assert f"{there} rows at a time" in lines[-1]
 
 
 def test_a_wrong_command_line_is_one_line(call_cli, capsys):

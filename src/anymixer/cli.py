@@ -73,7 +73,7 @@ def _check(own: list[tuple[str, str]]) -> None:
 
 @app.command("fill-mask")
 def fill_mask(
-    run_folder: Annotated[Path, typer.Argument(help="folder that main.py saved its checkpoints in")],
+    checkpoint: Annotated[str, typer.Argument(help="a run's folder, a checkpoint of any kind, or a URL of one")],
     texts: Annotated[list[str] | None, typer.Argument(help="texts with [MASK] in them")] = None,
     examples: Annotated[int, typer.Option(help="take this many held-out sentences instead of texts")] = 0,
     top: Annotated[int, typer.Option(help="words to show for each mask")] = 3,
@@ -84,12 +84,12 @@ def fill_mask(
     """
     from anymixer.fill_mask import fill_and_print
 
-    fill_and_print(run_folder, texts or [], examples=examples, top=top)
+    fill_and_print(checkpoint, texts or [], examples=examples, top=top)
 
 
 @app.command()
 def generate(
-    run_folder: Annotated[Path, typer.Argument(help="folder that main.py saved its checkpoints in")],
+    checkpoint: Annotated[str, typer.Argument(help="a run's folder, a checkpoint of any kind, or a URL of one")],
     prompt: Annotated[list[str] | None, typer.Option(help="text to continue; may be given several times")] = None,
     n_samples: Annotated[int, typer.Option(help="samples of each prompt, or of held-out prefixes without one")] = 1,
     l_sample: Annotated[int, typer.Option(help="tokens to generate")] = 64,
@@ -107,7 +107,7 @@ def generate(
     from anymixer.generate import SamplingOptions, generate_and_print
 
     options = SamplingOptions(max_new_tokens=l_sample, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    generate_and_print(run_folder, prompt or [], n_samples=n_samples, l_prefix=l_prefix, options=options, output=output)
+    generate_and_print(checkpoint, prompt or [], n_samples=n_samples, l_prefix=l_prefix, options=options, output=output)
 
 
 @app.command()

@@ -9,12 +9,10 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from anymixer.config import PretrainConfig, load_config
-from anymixer.data import load_tokenizer
+from anymixer.config import PretrainConfig
 from anymixer.errors import UserError
-from anymixer.models import build_model
-from anymixer.models.checkpoint_weights import load_checkpoint_weights
-from anymixer.pretrain import CONFIG_NAME, TOKENIZER_NAME
+from anymixer.export.load import load_model
+from anymixer.pretrain import CONFIG_NAME
 
 # Tokens of a held-out row to show.
 SPAN = 48
@@ -25,22 +23,25 @@ def load_run(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Pr
 
     Raises UserError when the folder is no run or holds no whole checkpoint.
     """
-    if not (folder / CONFIG_NAME).is_file():
+    loaded = load_model(str(folder))
+    if loaded.config is None:
         raise UserError(f"{folder}: no run is there ({CONFIG_NAME} is missing); give the run's save_folder")
-    config = load_config(folder / CONFIG_NAME)
-    model = build_model(config.model, load_weights=False)
-    load_checkpoint_weights(model, folder / "latest-rank0.pt", str(folder))
-    return model.eval(), load_tokenizer(str(folder / TOKENIZER_NAME)), config
+    return loaded.model, loaded.tokenizer, loaded.config
 
 
-def fill_and_print(folder: Path, texts: list[str], *, examples: int, top: int) -> None:
+def fill_and_print(source: str, texts: list[str], *, examples: int, top: int) -> None:
     """Print each text with its masks and the model's `top` words for each, with their probabilities.
 
-    examples: number of rows of the run's own held-out data to mask one word in, besides `texts`.
+    source: names the model's checkpoint; see `open_checkpoint`. examples: number of rows of the run's own held-out data
+    to mask one word in, besides `texts`.
     """
     if not texts and not examples:
         raise UserError("texts: none given; write a text with [MASK] in it, or --examples 4")
-    model, tokenizer, config = load_run(folder)
+    loaded = load_model(source)
+    if loaded.auto_class != "AutoModelForMaskedLM":
+        kind = type(loaded.model).__name__
+        raise UserError(f"{source}: its model ({kind}) fills no masks; of a language model, see `anymixer generate`")
+    model, tokenizer, config = loaded.model, loaded.tokenizer, loaded.config
     mask = str(tokenizer.mask_token)
     table = Table("text", "answer", f"best {top}", show_lines=True)
     for text in texts:
@@ -62,7 +63,9 @@ def _guesses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Te
     return "\n".join(", ".join(f"{word} {share:.0%}" for word, share in line) for line in lines)
 
 
-def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, count: int) -> list[tuple[Tensor, str]]:
+def _held_out(
+    config: PretrainConfig | None, tokenizer: PreTrainedTokenizerFast, count: int
+) -> list[tuple[Tensor, str]]:
     """Spans of held-out text [1, length] with one whole word of letters masked, and that word."""
     spans = []
     for row in held_out_rows(config, tokenizer, count) if count else []:
@@ -74,8 +77,10 @@ def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, count:
     return spans
 
 
-def held_out_rows(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, count: int) -> list[list[int]]:
+def held_out_rows(config: PretrainConfig | None, tokenizer: PreTrainedTokenizerFast, count: int) -> list[list[int]]:
     """The ids of `count` rows, spread evenly over the run's own held-out data; UserError when that is gone."""
+    if config is None:
+        raise UserError(f"no {CONFIG_NAME} of a run lies beside the model, so its held-out data is unknown; give texts")
     source = config.eval_loader.dataset
     if source.local is None or not (Path(source.local) / str(source.split)).is_dir():
         raise UserError(f"the run's held-out data is not at {source.local}; give texts of your own")

@@ -17,6 +17,7 @@ from anymixer.training.composer_model import MixerComposerModel
 
 GOLDEN = "tests/goldens/bert.safetensors"
 SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2}
+CHANNEL = {"name": "mlp", "intermediate_size": 24}
 ATTENTION = ModelConfig(mixer={"name": "attention", "num_heads": 2}, model_config=SMALL)
 HYDRA = ModelConfig(mixer={"name": "hydra", "d_state": 4, "headdim": 8}, model_config=SMALL)
 HF_FIELDS = SMALL | {"num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 40}
@@ -26,7 +27,7 @@ BERT = ModelConfig(
     mixer={"name": "attention", "num_heads": 2, "dropout": 0.1},
     model_config=SMALL
     | {
-        "channel_mixer": {"name": "mlp", "intermediate_size": 24},
+        "channel_mixer": CHANNEL,
         "position_embeddings": "learned",
         "max_position_embeddings": 40,
         "norm_eps": 1e-12,
@@ -197,8 +198,15 @@ def test_a_raw_file_of_mosaic_bert(tmp_path):
             ATTENTION,
             "num_hidden_layers is 3 in the checkpoint and 2",
         ),
+        (
+            ModelConfig(
+                mixer=ATTENTION.mixer, model_config=ATTENTION.model_config | {"channel_mixer": [None, CHANNEL]}
+            ),
+            ATTENTION,
+            "channel_mixer of layer 1 is MLP in the checkpoint and None in the configuration",
+        ),
     ],
-    ids=["mixer", "bert", "ours-as-bert", "heads", "layers"],
+    ids=["mixer", "bert", "ours-as-bert", "heads", "layers", "channel"],
 )
 def test_another_model_s_checkpoint_is_refused_with_its_differences(tmp_path, source, target, message):
     name = composer_checkpoint(tmp_path / "ep0-ba5-rank0.pt", pretrained(source))

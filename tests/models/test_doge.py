@@ -198,6 +198,21 @@ def test_no_token_knows_the_future_or_the_other_rows(options):
     torch.testing.assert_close(model(ids[1:2]).logits, logits[1:2], rtol=1e-5, atol=1e-6)
 
 
+def test_gradient_checkpointing_keeps_the_gradients_of_the_balance_of_experts():
+    config = DogeConfig(**SMALL, **MOE)
+    config.channel_mixer["load_balancing"] = 1.0
+    ids, gradients = torch.randint(3, 60, (2, 12)), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = DogeForCausalLM(config).train()
+        if enabled:
+            model.gradient_checkpointing_enable()
+        model(ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
 def test_one_layer_of_eight_is_attention_and_scans_do_not_blow_up():
     config = CheemsConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=16, vocab_size=60)
     names = [mixer["name"] for mixer in config.layer_mixers()]

@@ -65,7 +65,7 @@ def test_pictures_and_index_are_written(run_folder, tmp_path, call_cli, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere"], "/nowhere: no run is there"),
+        (["/nowhere"], "/nowhere: no such file or folder"),
         (["{run}", "{run}"], "runs: two of them are called 'mixed'"),
         (["{run}", "--text", "the cat " * 40], "tokens are more than max_seq_len = 32"),
     ],

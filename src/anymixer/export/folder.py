@@ -44,14 +44,21 @@ class ExportedModel:
 
 
 def build_exported(checkpoint: Checkpoint) -> ExportedModel:
-    """The checkpoint's model, with the head that its weights are of, in float32 and evaluation mode.
+    """`build_model`, with what its folder will need."""
+    auto_class, model = build_model(checkpoint)
+    return exported(model, auto_class, checkpoint.tokenizer)
+
+
+def build_model(checkpoint: Checkpoint) -> "tuple[str, PreTrainedModel]":
+    """The name in transformers of the class that the checkpoint's weights are of, and such a model with them, in
+    float32 and evaluation mode.
 
     Raises UserError, naming what is missing or too much, when they are no model's.
     """
     auto_class, empty = _matching_class(checkpoint)
     model: Any = type(empty)(checkpoint.config)
     model.load_state_dict(checkpoint.weights)
-    return exported(model.float().eval(), auto_class, checkpoint.tokenizer)
+    return auto_class, model.float().eval()
 
 
 def exported(model: "PreTrainedModel", auto_class: str, tokenizer: "PreTrainedTokenizerFast | None") -> ExportedModel:
@@ -64,7 +71,7 @@ def exported(model: "PreTrainedModel", auto_class: str, tokenizer: "PreTrainedTo
 
 
 def build_on_meta(checkpoint: Checkpoint) -> "PreTrainedModel":
-    """The checkpoint's model without storage for its parameters; errors as in `build_exported`."""
+    """The checkpoint's model without storage for its parameters; errors as in `build_model`."""
     return _matching_class(checkpoint)[1]
 
 

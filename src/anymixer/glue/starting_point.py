@@ -126,6 +126,7 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration decides what the encoder computes, with the mixers' defaults filled in."""
     from anymixer.layers.channel_mixers import channel_mixers
     from anymixer.mixers import parse_mixer
+    from anymixer.models.backbone import cycled
     from anymixer.models.configuration_mixer_bert import MixerBertConfig
 
     if config.get("model_type") != "mixer_bert":
@@ -139,10 +140,12 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
         chosen = {key: value for key, value in vars(options).items() if key != "dropout"}
         identity |= {f"mixer of layer {layer}": cls.__name__}
         identity |= {f"mixer of layer {layer}, {key}": value for key, value in chosen.items()}
-    if full.channel_mixer is not None:
-        cls, options = channel_mixers.parse(full.channel_mixer, "channel_mixer")
-        identity |= {f"channel_mixer.{key}": value for key, value in vars(options).items()}
-        identity["channel_mixer"] = cls.__name__
+    del identity["channel_mixer"]
+    for layer, channel_mixer in enumerate(cycled(full.channel_mixer, full.num_hidden_layers)):
+        if channel_mixer is not None:
+            cls, options = channel_mixers.parse(channel_mixer, "channel_mixer")
+            identity |= {f"channel_mixer of layer {layer}": cls.__name__}
+            identity |= {f"channel_mixer of layer {layer}, {key}": value for key, value in vars(options).items()}
     if full.position_embeddings == "none":
         del identity["max_position_embeddings"]
     return identity

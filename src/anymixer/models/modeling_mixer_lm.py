@@ -17,33 +17,11 @@ from transformers.utils import ModelOutput
 from anymixer.labels import IGNORED_LABEL
 from anymixer.layers.cdmoe import with_balance_losses
 from anymixer.layers.packing import Packing, make_packing
-from anymixer.mixers.base import State, as_causal
+from anymixer.mixers.base import as_causal
 from anymixer.models.backbone import Backbone
 from anymixer.models.configuration_mixer_lm import MixerLMConfig
 from anymixer.models.initialization import initialize
-
-
-class MixerCache:
-    """What the layers know of the tokens so far, under the method names that transformers' generation calls.
-
-    states: each layer's. lengths: real tokens of each row, int64 [batch]. seen: positions of a row, with padding.
-    """
-
-    def __init__(self, states: list[State], lengths: Tensor, seen: int) -> None:
-        self.states, self.lengths, self.seen = states, lengths, seen
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions read so far."""
-        return self.seen
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Continue row i from what was row beam_idx[i]."""
-        self.states = [{name: t.index_select(0, beam_idx) for name, t in state.items()} for state in self.states]
-        self.lengths = self.lengths.index_select(0, beam_idx)
-
-    def num_bytes(self) -> int:
-        """Memory that the states take."""
-        return sum(t.numel() * t.element_size() for state in self.states for t in state.values())
+from anymixer.models.mixer_cache import MixerCache
 
 
 @dataclass
@@ -67,9 +45,18 @@ class MixerLMPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Layer"]
     # The state of a recurrent mixer cannot be cut back, as assisted generation would.
     _is_stateful = True
+    # transformers up to 4.56 asks before it hands on a cache that is given to `generate`.
+    _supports_cache_class = True
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize(module, self.config.initializer_range)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> None:
+        """As in transformers, whose version 4 would choose the reentrant kind: that loses the gradient of what layers
+        leave beside their output, as `CrossDomainExperts` does."""
+        super().gradient_checkpointing_enable({"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, **more)
 
 
 class MixerLMModel(MixerLMPreTrainedModel):
@@ -108,7 +95,7 @@ class MixerLMModel(MixerLMPreTrainedModel):
 
         input_ids: [batch, length]; attention_mask: [batch, length], nonzero at real tokens, of the new tokens or, as
         transformers passes it, of all tokens so far; sequence_id: [batch, length], which sequence of a packed row a
-        token belongs to, -1 for padding. past_key_values: the new tokens follow those it has seen.
+        token belongs to, -1 for padding. past_key_values: the new tokens, all of them real, follow those it has seen.
         output_attentions: each layer's mixing matrix, [batch, groups, length, length], in quadratic time and memory;
         neither it nor output_hidden_states with a cache, whose tokens take other ways through the layers. Flags left
         out are the configuration's.
@@ -121,7 +108,7 @@ class MixerLMModel(MixerLMPreTrainedModel):
         if (with_matrices or with_states) and (use_cache or past_key_values is not None):
             raise ValueError("output_attentions, output_hidden_states: not with a cache; set use_cache=False")
         if past_key_values is not None:
-            output = self._continue(hidden, past_key_values)
+            output = self._continue(hidden, past_key_values, attention_mask)
         else:
             packing = make_packing(attention_mask, sequence_id)
             hidden = self._with_positions(hidden, packing)
@@ -153,29 +140,36 @@ class MixerLMModel(MixerLMPreTrainedModel):
         cache = MixerCache(states, _row_lengths(hidden, packing), hidden.shape[1])
         return BaseModelOutputWithPast(last_hidden_state=output, past_key_values=cache)  # type: ignore[arg-type]
 
-    def _continue(self, hidden: Tensor, cache: MixerCache) -> BaseModelOutputWithPast:
+    def _continue(self, hidden: Tensor, cache: MixerCache, attention_mask: Tensor | None) -> BaseModelOutputWithPast:
         """Read further tokens, [batch, new, d_model], one after the other."""
+        new = hidden.shape[1]
+        if attention_mask is not None and not attention_mask[:, -new:].all():
+            raise ValueError(
+                "attention_mask: a token that follows past_key_values is masked; continue rows with equally many tokens"
+            )
+        self._check_length(cache.seen + new)
         outputs, states, lengths = [], cache.states, cache.lengths
         for token in hidden.split(1, dim=1):
             output, states = self.backbone.step(self._embedded(token, lengths[:, None]), states)
             outputs.append(output)
             lengths = lengths + 1
-        after = MixerCache(states, lengths, cache.seen + hidden.shape[1])
+        after = MixerCache(states, lengths, cache.seen + new)
         return BaseModelOutputWithPast(last_hidden_state=torch.cat(outputs, dim=1), past_key_values=after)  # type: ignore[arg-type]
 
     def _with_positions(self, words: Tensor, packing: Packing | None) -> Tensor:
         """Add positions to whole rows, [batch, length, d_model]."""
+        self._check_length(words.shape[1])
         places = torch.arange(words.shape[1], device=words.device)[None] if packing is None else packing.positions()
         return self._embedded(words, places)
 
+    def _check_length(self, length: int) -> None:
+        """Raise for rows, padding included, that are longer than the learned positions."""
+        if self.position is not None and length > self.position.num_embeddings:
+            raise ValueError(f"{length} tokens, but max_position_embeddings is {self.position.num_embeddings}")
+
     def _embedded(self, words: Tensor, places: Tensor) -> Tensor:
         """Add positions: words [batch, length, d_model], places [batch or 1, length]."""
-        if self.position is not None:
-            longest = words.shape[1]
-            if longest > self.position.num_embeddings:
-                raise ValueError(f"{longest} tokens, but max_position_embeddings is {self.position.num_embeddings}")
-            words = words + self.position(places)
-        return self.dropout(words)
+        return self.dropout(words if self.position is None else words + self.position(places))
 
 
 class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
@@ -251,21 +245,40 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
+        *,
+        attention_mask: Tensor,
         past_key_values: MixerCache | None = None,
-        attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: object,
     ) -> dict[str, object]:
-        """What `forward` reads at the next step of generation."""
-        if past_key_values is not None:
-            return {
-                "input_ids": input_ids[:, past_key_values.seen :],
-                "past_key_values": past_key_values,
-                "use_cache": True,
-            }
-        prompt = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-        use_cache = kwargs.get("use_cache", True)
-        return {**prompt, "attention_mask": attention_mask, "use_cache": use_cache, "logits_to_keep": 1}
+        """What `forward` reads at the next step of generation: what the cache has not seen.
+
+        attention_mask: of all tokens so far, also where input_ids are only those that follow the cache or, after
+        embeddings, those that were generated.
+        """
+        length = attention_mask.shape[1]
+        name, tokens = "input_ids", input_ids
+        if inputs_embeds is not None and inputs_embeds.shape[1] == length:
+            name, tokens = "inputs_embeds", inputs_embeds
+        if past_key_values is None:
+            # Padding keeps attention from its fastest kernels, so none is claimed where there is none.
+            mask = None if attention_mask.all() else attention_mask
+            use_cache = kwargs.get("use_cache", True)
+            return {name: tokens, "attention_mask": mask, "use_cache": use_cache, "logits_to_keep": 1}
+        new = length - past_key_values.seen
+        if not 1 <= new <= tokens.shape[1]:
+            raise ValueError(
+                f"past_key_values: it has seen {past_key_values.seen} tokens and the attention mask has {length}; "
+                f"give all of them and those to follow, or the latter with a mask of all"
+            )
+        return {
+            name: tokens[:, -new:],
+            # A single token is real: it was generated.
+            "attention_mask": attention_mask if new > 1 else None,
+            "past_key_values": past_key_values,
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
