@@ -1,18 +1,25 @@
-"""Time each kernel of Hydra's core against the bytes it must move, and try tilings of the mixing kernel.
+"""Time each kernel of Hydra's core, and the ops around it, against the bytes they must move, and try tilings.
 
     python benchmarks/hydra_kernels.py --lengths 128 2048          # a GPU
     python benchmarks/hydra_kernels.py --lengths 128 --tune        # every setting, to choose the kernels' constants
+    python benchmarks/hydra_kernels.py --ops cross_entropy add_norm
 
 bfloat16 activations, float32 parameters; 65,536 tokens of a block of d_model 768 unless told. "x floor" is the time
-over that of moving each input and output once at the rate of a copy measured in the run.
+over that of moving each input and output once at the rate of a copy measured in the run. The loss is that of 30 % of
+the tokens, over a vocabulary of 30,528.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 
 import torch
 import triton
+from anymixer_kernels import force_backend
+from anymixer_kernels.add_norm import add_norm
+from anymixer_kernels.cross_entropy import cross_entropy
 from anymixer_kernels.depthwise_conv import triton_form as conv_form
 from anymixer_kernels.depthwise_conv.triton_form import launch_conv, launch_conv_backward
 from anymixer_kernels.gated_norm import triton_form as norm_form
@@ -24,11 +31,10 @@ from anymixer_kernels.quasiseparable.triton_log_weights import Steps, log_weight
 from anymixer_kernels.quasiseparable.triton_mix import launch_mix
 from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states
 from anymixer_kernels.quasiseparable.triton_tiles import Side, Tiling
-from rich.console import Console
-from rich.table import Table
-from timing import measure, print_header
+from timing import measure, print_header, report, told
 
 NHEADS, HEADDIM, D_STATE, WIDTH = 24, 64, 64, 7
+D_MODEL, CLASSES, MASKED = 768, 30528, 0.30
 CONV_BACKWARD = ("CHANNELS", "GROUP", "TOKENS", "REGISTERS", "PARTS")
 # What `--tune` tries of a stage: module constants.
 KNOBS: dict[str, list[tuple[ModuleType, dict[str, object]]]] = {
@@ -184,6 +190,52 @@ class Case:
         )
 
 
+# What is timed: a name, a call, and the bytes that it must move.
+Stage = tuple[str, Callable[[], object], float]
+
+
+def hydra_stages(options: argparse.Namespace, device: torch.device) -> Iterator[Stage]:
+    """The kernels of Hydra's core by length, tuned first where that is asked for."""
+    for length in options.lengths:
+        case = Case(options.tokens, length, device)
+        if options.tune:
+            tune(case, device)
+        for name, call, size in case.stages():
+            yield f"{name}, length {length}", call, size * options.tokens
+
+
+def both_passes(name: str, op: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> Iterator[Stage]:
+    """An op's forward and backward pass; an input that takes part, its gradient and the output are moved once each."""
+    with force_backend("triton"):
+        out = op()
+        grad = torch.randn_like(out)
+        inputs = sum(leaf.nbytes for leaf in leaves)
+        yield name, op, inputs + out.nbytes
+        backward = lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)  # noqa: E731
+        yield f"{name} backward", backward, 2 * inputs + out.nbytes
+
+
+def cross_entropy_stages(options: argparse.Namespace, device: torch.device) -> Iterator[Stage]:
+    """The loss of masked tokens."""
+    rows = int(MASKED * options.tokens)
+    logits = torch.randn(rows, CLASSES, device=device, dtype=torch.bfloat16).requires_grad_()
+    targets = torch.randint(CLASSES, (rows,), device=device)
+    yield from both_passes("cross entropy", lambda: cross_entropy(logits, targets), [logits])
+
+
+def add_norm_stages(options: argparse.Namespace, device: torch.device) -> Iterator[Stage]:
+    """Of a float32 residual stream, and of a bfloat16 one as under low_precision_layernorm."""
+    weight, bias = (torch.ones(D_MODEL, device=device, requires_grad=True) for _ in range(2))
+    for dtype in (torch.float32, torch.bfloat16):
+        residual = torch.randn(options.tokens, D_MODEL, device=device, dtype=dtype).requires_grad_()
+        branch = torch.randn(options.tokens, D_MODEL, device=device, dtype=torch.bfloat16).requires_grad_()
+        op = partial(add_norm, residual, branch, weight, bias, 1e-12)
+        yield from both_passes(f"add_norm {str(dtype)[6:]}", op, [residual, branch, weight, bias])
+
+
+OPS = {"hydra": hydra_stages, "cross_entropy": cross_entropy_stages, "add_norm": add_norm_stages}
+
+
 def tune(case: Case, device: torch.device) -> None:
     """Print the time of each stage with each of its settings; the fastest becomes the process's."""
     stages = {name for name, _, _ in case.stages()}
@@ -202,25 +254,27 @@ def tune(case: Case, device: torch.device) -> None:
         vars(module).update(values)
 
 
-def main() -> None:
+def row(stage: Stage, device: torch.device, copy_gbs: float) -> list[str]:
+    """The table's row of a stage."""
+    name, call, size = stage
+    time, floor = measure(call, device).milliseconds, size / copy_gbs / 1e6
+    return [name, f"{time:.3f}", f"{floor:.3f}", f"{time / floor:.1f}"]
+
+
+def main(arguments: list[str]) -> None:
     """Parse arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ops", nargs="+", choices=OPS, default=["hydra"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 2048])
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--tune", action="store_true")
-    options = parser.parse_args()
-    device = torch.device("cuda")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = print_header(device, f"{options.tokens:,} tokens, {NHEADS} heads of {HEADDIM}, d_state {D_STATE}")
-    for length in options.lengths:
-        case = Case(options.tokens, length, device)
-        if options.tune:
-            tune(case, device)
-        table = Table("length", "stage", "ms", "floor ms", "x floor")
-        for name, call, size in case.stages():
-            time, floor = measure(call, device).milliseconds, size * options.tokens / found["copy_gbs"] / 1e6
-            table.add_row(str(length), name, f"{time:.3f}", f"{floor:.3f}", f"{time / floor:.1f}")
-        Console(width=80).print(table)
+    stages = (stage for op in options.ops for stage in OPS[op](options, device))
+    rows = list(told(row(stage, device, found["copy_gbs"]) for stage in stages))
+    report(("stage", "ms", "floor ms", "x floor"), rows)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

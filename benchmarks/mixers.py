@@ -19,12 +19,23 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from anymixer_kernels import backend, force_backend, mamba_ssm_scan
-from timing import Measurement, autocast, free_memory, header_lines, measure, print_header, report, told
+from timing import (
+    Measurement,
+    autocast,
+    free_memory,
+    header_lines,
+    measure,
+    print_header,
+    report,
+    told,
+    write_markdown,
+)
 from torch import nn
 
 from anymixer.entry_point import run as run_program
@@ -225,9 +236,11 @@ def main(arguments: list[str]) -> None:
     what = f"{options.tokens:,} tokens, median of {options.repeat}"
     ceilings = print_header(device, what)
     found: Found = {}
-    rows = list(told(bench_all(options, names, device, ceilings, found)))
+    lines = header_lines(device, what, ceilings)
+    keep = partial(write_markdown, options.markdown, COLUMNS, lines)
+    rows = list(told(bench_all(options, names, device, ceilings, found), keep))
     crossed = crossings(found)
-    report(COLUMNS, rows, [*header_lines(device, what, ceilings), *crossed], options.markdown)
+    report(COLUMNS, rows, [*lines, *crossed], options.markdown)
     print("\n".join(crossed))
     if options.plot:
         save_figure(draw(found, options.tokens), options.plot)

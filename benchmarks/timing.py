@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 # About 2 ms.
 HEAD_START_CYCLES = 4_000_000
+# Of a kernel's name, whose template arguments have no end.
+NAME_LENGTH = 80
 
 
 @dataclass(frozen=True)
@@ -103,35 +107,66 @@ def header_lines(device: torch.device, what: str, found: dict[str, float]) -> li
     return [describe_machine(device), rates, what]
 
 
-def told(rows: Iterable[list[str]]) -> Iterator[list[str]]:
-    """Print each row when it comes: a run that is cut short has said what it knows."""
+def largest_costs(function: Callable[[], object], device: torch.device, number: int = 5) -> str:
+    """One call's time on the device, and the kernels (on a CPU, operators) that take most of it, and how often."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU], acc_events=True) as profiler:
+        function()
+        if cuda:
+            torch.cuda.synchronize()
+    if cuda:  # what launches kernels, and spans of them that a program has named, would count them again
+        found = [e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        costs = [(e.self_device_time_total, e) for e in found]
+    else:
+        costs = [(e.self_cpu_time_total, e) for e in profiler.key_averages()]
+    costs.sort(key=lambda cost: -cost[0])
+    named = [f"{e.key[:NAME_LENGTH]} {time / 1e3:.2f} ms ({e.count} times)" for time, e in costs[:number]]
+    return f"{sum(time for time, _ in costs) / 1e3:.2f} ms of {'kernels' if cuda else 'operators'}: {', '.join(named)}"
+
+
+def told(
+    rows: Iterable[list[str]], keep: Callable[[Sequence[Sequence[str]]], object] | None = None
+) -> Iterator[list[str]]:
+    """Print each row when it comes, and give all so far to `keep`: a run that is cut short has said what it knows."""
+    so_far = []
     for row in rows:
         print("  ".join(row), flush=True)
+        so_far.append(row)
+        if keep is not None:
+            keep(so_far)
         yield row
+
+
+def write_markdown(
+    file: Path | None, columns: Sequence[str], lines: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Write a table below `lines` and this program's command, where a file is named."""
+    from anymixer.files import write_text_atomic
+    from anymixer.report.comparison import markdown_table
+
+    if file is not None:
+        command = shlex.join(["python", *sys.argv])
+        head = "\n".join(f"{line}  " for line in (*lines, f"`{command}`"))
+        write_text_atomic(file, f"{head}\n\n{markdown_table(columns, rows)}")
 
 
 def report(
     columns: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str] = (), markdown: Path | None = None
 ) -> None:
-    """Print a table, and write it below `lines` and this program's command into a file of Markdown, where one is named.
+    """Print a table, and `write_markdown` it.
 
     lines: `header_lines`, which have been printed, and whatever else is to stand there.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from anymixer.files import write_text_atomic
-    from anymixer.report.comparison import markdown_table
-
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
     table.columns[0].no_wrap = True
     Console(width=140).print(table)
+    write_markdown(markdown, columns, lines, rows)
     if markdown is not None:
-        command = shlex.join(["python", *sys.argv])
-        told = "\n".join(f"{line}  " for line in (*lines, f"`{command}`"))
-        write_text_atomic(markdown, f"{told}\n\n{markdown_table(columns, rows)}")
         print(markdown)
 
 

@@ -8,7 +8,7 @@ The baseline, yamls/pretrain/bert.yaml at the first file's width, depth and voca
 file's model with the backend mamba_ssm, transformers' own BERT-base and ModernBERT-base. No padding, 30 % of the
 tokens masked, float32 parameters, bfloat16 autocast on a GPU. By the wall clock: where launching a step's kernels takes
 the host longer than the device takes to run them, that is what a step costs. Peak memory is what was allocated, for
-graphs what was reserved. MFU counts 6 operations per matrix
+graphs what was reserved. `--profile` names the kernels that take most of one step. MFU counts 6 operations per matrix
 parameter and token (the vocabulary's only at masked tokens) over the matrix-product rate measured in the run.
 """
 
@@ -24,7 +24,18 @@ from typing import Any
 
 import torch
 from anymixer_kernels import backend, force_backend
-from timing import Measurement, autocast, free_memory, header_lines, measure, print_header, report, told
+from timing import (
+    Measurement,
+    autocast,
+    free_memory,
+    header_lines,
+    largest_costs,
+    measure,
+    print_header,
+    report,
+    told,
+    write_markdown,
+)
 
 from anymixer.config import load_config
 from anymixer.entry_point import run as run_program
@@ -44,8 +55,9 @@ COLUMNS = ("model", "parameters", "length", "launch", "step ms", "Mtok/s", "x ba
 
 def bench_step(
     build: Callable[[], Any], options: argparse.Namespace, length: int, launch: str, device: torch.device
-) -> tuple[Measurement, float, int]:
-    """Median time of one step, the floating-point operations of its matrix products, and the model's parameters."""
+) -> tuple[Measurement, float, int, str | None]:
+    """Median time of one step, the floating-point operations of its matrix products, the model's parameters, and the
+    step's largest costs where they are asked for."""
     torch.manual_seed(0)
     torch.compiler.reset()
     model = build().to(device).train()
@@ -71,7 +83,8 @@ def bench_step(
     time = measure(step, device, repeat=options.repeat, wall=True)
     if launch == "graphs":  # whose passes' memory torch counts as free
         time = replace(time, peak_gib=torch.cuda.memory_reserved() / 2**30)
-    return time, flops, sum(p.numel() for p in model.parameters())
+    costs = largest_costs(step, device) if options.profile else None
+    return time, flops, sum(p.numel() for p in model.parameters()), costs
 
 
 def lower_norms(model: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -131,8 +144,10 @@ def models(options: argparse.Namespace, device: torch.device) -> dict[str, tuple
     return named
 
 
-def bench_all(options: argparse.Namespace, device: torch.device, ceilings: dict[str, float]) -> Iterator[list[str]]:
-    """The table's rows, one after the other."""
+def bench_all(
+    options: argparse.Namespace, device: torch.device, ceilings: dict[str, float], lines: list[str]
+) -> Iterator[list[str]]:
+    """The table's rows, one after the other; profiles are printed, and added to `lines`."""
     named = models(options, device)
     for length in options.lengths:
         for launch in options.launch:
@@ -141,8 +156,11 @@ def bench_all(options: argparse.Namespace, device: torch.device, ceilings: dict[
                 if launch == "graphs" and name.startswith("HF "):
                     continue  # no backbone of ours to record
                 with force_backend(form):
-                    time, flops, parameters = bench_step(build, options, length, launch, device)
+                    time, flops, parameters, costs = bench_step(build, options, length, launch, device)
                 free_memory()
+                if costs is not None:
+                    lines.append(f"one step of {name}, {length:,} tokens a row, {launch}: {costs}")
+                    print(lines[-1], flush=True)
                 baseline = baseline or time
                 yield [
                     *(name, f"{parameters / 1e6:.1f}M", f"{length:,}", launch, f"{time.milliseconds:.1f}"),
@@ -165,6 +183,7 @@ def main(arguments: list[str]) -> None:
         "--launch", nargs="+", choices=LAUNCHES, default=["eager"], help="kernel by kernel, as CUDA graphs, compiled"
     )
     parser.add_argument("--low-precision-norms", action="store_true", help="as algorithms.low_precision_layernorm")
+    parser.add_argument("--profile", action="store_true", help="name the largest costs of one step")
     parser.add_argument("--markdown", type=Path, metavar="FILE.md")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -173,8 +192,10 @@ def main(arguments: list[str]) -> None:
         raise UserError("--launch: graphs: needs a GPU")
     what = f"{options.tokens:,} tokens a step, median of {options.repeat} by the wall clock"
     ceilings = print_header(device, what)
-    rows = list(told(bench_all(options, device, ceilings)))
-    report(COLUMNS, rows, header_lines(device, what, ceilings), options.markdown)
+    lines = header_lines(device, what, ceilings)
+    keep = partial(write_markdown, options.markdown, COLUMNS, lines)
+    rows = list(told(bench_all(options, device, ceilings, lines), keep))
+    report(COLUMNS, rows, lines, options.markdown)
 
 
 if __name__ == "__main__":

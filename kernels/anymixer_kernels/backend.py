@@ -53,11 +53,12 @@ def set_backend(name: str) -> None:
     _forced = name
 
 
-def takes_triton(tensor: Tensor, op: str, unsupported: str | None = None) -> bool:
+def takes_triton(tensor: Tensor, op: str, unsupported: str | None = None, slower: str | None = None) -> bool:
     """Whether `op` runs its Triton form on inputs like `tensor`.
 
-    unsupported: what the call asks for that the Triton form does not have; None where it has all. With `auto`, what
-    keeps a GPU from Triton is logged once. Raises RuntimeError where `triton` is forced and cannot run.
+    unsupported: what the call asks for that the Triton form does not have; None where it has all. slower: for what
+    inputs, these among them, PyTorch's form is the better choice, which stands where `triton` is forced; None
+    elsewhere. What keeps a GPU from Triton is logged once. Raises RuntimeError where `triton` is forced and cannot run.
     """
     if _forced not in ("auto", "triton", "mamba_ssm") or (_forced != "triton" and not tensor.is_cuda):
         return False
@@ -68,7 +69,13 @@ def takes_triton(tensor: Tensor, op: str, unsupported: str | None = None) -> boo
         problem = f"it has no form for {unsupported}"
     if problem is not None and _forced == "triton":
         raise RuntimeError(f"{op}: the triton backend was asked for, but {problem}")
-    return _announce(op, "triton", problem)
+    return _announce(op, "triton", problem, slower)
+
+
+def runs_without_triton(tensor: Tensor, op: str) -> None:
+    """Say once that `op`, which has no Triton form yet, runs PyTorch's where Triton's is asked for or expected."""
+    if _forced == "triton" or (_forced in ("auto", "mamba_ssm") and tensor.is_cuda):
+        _announce(op, "torch", "it has no Triton form yet")
 
 
 def takes_mamba_ssm(tensor: Tensor, op: str, unsupported: str | None = None) -> bool:
@@ -122,15 +129,17 @@ def _tried(device_type: str) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _announce(op: str, form: str, problem: str | None) -> bool:
-    """Say once per op and reason which form runs; True for `form`, False where a problem leaves PyTorch's."""
-    return _announced(op, form, problem)
+def _announce(op: str, form: str, problem: str | None, slower: str | None = None) -> bool:
+    """Say once per op and reason which form runs; True for `form`, False for PyTorch's."""
+    return _announced(op, form, problem, slower)
 
 
 @functools.cache
-def _announced(op: str, form: str, problem: str | None) -> bool:
-    if problem is None:
-        _log.info("%s: %s", op, form)
+def _announced(op: str, form: str, problem: str | None, slower: str | None) -> bool:
+    if problem is not None:
+        _log.warning("%s: the PyTorch form runs, because %s", op, problem)
+    elif slower is not None:
+        _log.info("%s: torch, which is faster for %s", op, slower)
     else:
-        _log.warning("%s: the PyTorch form runs on the GPU, because %s", op, problem)
-    return problem is None
+        _log.info("%s: %s", op, form)
+    return problem is None and slower is None

@@ -46,6 +46,13 @@ def tokens_of(block, ids, starts, scales, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def some_pair_mixes(row_id, col_id):
+    """Whether a tile of pairs of tokens has one of a single sequence."""
+    mixes = (row_id[:, None] == col_id[None, :]) & (col_id >= 0)[None, :]
+    return tl.max(tl.max(mixes.to(tl.int32), axis=1), axis=0) > 0
+
+
+@triton.jit
 def load_rows(pointer, token, inside, stride, column, width):
     """Entries [token, column] of a matrix with rows `stride` apart, 0 beyond its end."""
     places = pointer + token.to(tl.int64)[:, None] * stride + column[None, :]
@@ -72,7 +79,7 @@ def _product_kernel(
     a, b, x, out, shift, ids, starts, row_scales, col_scales, constant, scale, length, nheads, headdim,
     a_batch, a_token, a_head, b_batch, b_token, b_head, x_batch, x_token, x_head, out_batch, out_token, out_head,
     ENTRIES: tl.constexpr, RESIDUAL: tl.constexpr, DIMS: tl.constexpr, DIM_BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr, WIDTH: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A block of rows of Y for one head of one sample."""
@@ -100,16 +107,20 @@ def _product_kernel(
     y = tl.zeros([ROWS, WIDTH], tl.float32)
     for step in range(STEPS):
         col, col_inside, col_id, col_first, col_scale = tokens_of(step, ids, starts, col_scales, length, COLS)
-        b_tile = load_rows(b, col, col_inside, b_token, dim, DIMS).to(tl.float32)
-        m = ENTRIES(
-            a_tile, b_tile, block * ROWS, step * COLS, row_first, col_first, constant, DIMS, DOT, PRECISION
-        )  # fmt: skip
-        if ids is not None:
-            m = tl.where((row_id[:, None] == col_id[None, :]) & (col_id >= 0)[None, :], m, 0.0)
-        if col_scales is not None:
-            m = m * col_scale[None, :]
-        x_tile = load_rows(x, col, col_inside, x_token, column, headdim)
-        y += tl.dot(m.to(DOT), x_tile.to(DOT), input_precision=PRECISION)
+        needed = True
+        if SKIPS:
+            needed = some_pair_mixes(row_id, col_id)
+        if needed:
+            b_tile = load_rows(b, col, col_inside, b_token, dim, DIMS).to(tl.float32)
+            m = ENTRIES(
+                a_tile, b_tile, block * ROWS, step * COLS, row_first, col_first, constant, DIMS, DOT, PRECISION
+            )  # fmt: skip
+            if ids is not None:
+                m = tl.where((row_id[:, None] == col_id[None, :]) & (col_id >= 0)[None, :], m, 0.0)
+            if col_scales is not None:
+                m = m * col_scale[None, :]
+            x_tile = load_rows(x, col, col_inside, x_token, column, headdim)
+            y += tl.dot(m.to(DOT), x_tile.to(DOT), input_precision=PRECISION)
     y = y * scale
     if row_scales is not None:
         y = y * row_scale[:, None]
@@ -125,8 +136,8 @@ def _gradient_kernel(
     a_batch, a_token, a_head, b_batch, b_token, b_head, x_batch, x_token, x_head, z_batch, z_token, z_head,
     da_batch, da_token, da_head, db_batch, db_token, db_head,
     GRADIENT: tl.constexpr, DIMS: tl.constexpr, DIM_BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr, WIDTH: tl.constexpr,
+    CHUNKS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a block of rows of a, where M's is scale * X Z^T; of b too where one block is all rows."""
     blocks = tl.cdiv(length, ROWS)
@@ -154,28 +165,32 @@ def _gradient_kernel(
     of_shift = tl.zeros([ROWS], tl.float32)
     for step in range(STEPS):
         col, col_inside, col_id, col_first, col_scale = tokens_of(step, ids, starts, col_scales, length, COLS)
-        b_tile = load_rows(b, col, col_inside, b_token, dim, DIMS).to(tl.float32)
-        dm = tl.zeros([ROWS, COLS], tl.float32)
-        for chunk in range(CHUNKS):
-            column = chunk * WIDTH + tl.arange(0, WIDTH)
-            x_tile = load_rows(x, row, row_inside, x_token, column, headdim).to(DOT)
-            z_tile = load_rows(z, col, col_inside, z_token, column, headdim).to(DOT)
-            dm += tl.dot(x_tile, tl.trans(z_tile), input_precision=PRECISION)
-        dm = dm * scale
-        if row_scales is not None:
-            dm = dm * row_scale[:, None]
-        if col_scales is not None:
-            dm = dm * col_scale[None, :]
-        if ids is not None:
-            dm = tl.where((row_id[:, None] == col_id[None, :]) & (col_id >= 0)[None, :], dm, 0.0)
-        da_part, db_part, shift_part = GRADIENT(
-            dm, a_tile, b_tile, block * ROWS, step * COLS, row_first, col_first, constant, DIMS, DOT, PRECISION
-        )  # fmt: skip
-        da += da_part
-        of_shift += shift_part
-        if grad_b is not None:
-            db_places = grad_b + batch * db_batch + head * db_head
-            store_rows(db_places, col, col_inside, db_token, dim, DIMS, db_part)
+        needed = True
+        if SKIPS:
+            needed = some_pair_mixes(row_id, col_id)
+        if needed:
+            b_tile = load_rows(b, col, col_inside, b_token, dim, DIMS).to(tl.float32)
+            dm = tl.zeros([ROWS, COLS], tl.float32)
+            for chunk in range(CHUNKS):
+                column = chunk * WIDTH + tl.arange(0, WIDTH)
+                x_tile = load_rows(x, row, row_inside, x_token, column, headdim).to(DOT)
+                z_tile = load_rows(z, col, col_inside, z_token, column, headdim).to(DOT)
+                dm += tl.dot(x_tile, tl.trans(z_tile), input_precision=PRECISION)
+            dm = dm * scale
+            if row_scales is not None:
+                dm = dm * row_scale[:, None]
+            if col_scales is not None:
+                dm = dm * col_scale[None, :]
+            if ids is not None:
+                dm = tl.where((row_id[:, None] == col_id[None, :]) & (col_id >= 0)[None, :], dm, 0.0)
+            da_part, db_part, shift_part = GRADIENT(
+                dm, a_tile, b_tile, block * ROWS, step * COLS, row_first, col_first, constant, DIMS, DOT, PRECISION
+            )  # fmt: skip
+            da += da_part
+            of_shift += shift_part
+            if grad_b is not None:
+                db_places = grad_b + batch * db_batch + head * db_head
+                store_rows(db_places, col, col_inside, db_token, dim, DIMS, db_part)
     store_rows(grad_a + batch * da_batch + head * da_head, row, row_inside, da_token, dim, DIMS, da)
     if grad_shift is not None:
         tl.store(grad_shift + tl.program_id(0), tl.sum(of_shift, axis=0))
@@ -206,6 +221,10 @@ class Matrix:
             self, a=self.b, b=self.a, row_scales=self.col_scales, col_scales=self.row_scales, scale=sign * self.scale
         )
 
+    def skips(self, cols: int) -> bool:
+        """Whether tiles of `cols` columns may hold no pair of tokens of one sequence, and be left out."""
+        return self.ids is not None and self.a.shape[1] > cols
+
 
 def dense(tensor: Tensor) -> Tensor:
     """The tensor, copied where its last axis has gaps."""
@@ -225,7 +244,8 @@ def launch_product(entries: Callable, matrix: Matrix, x: Tensor, out: Tensor, *,
         matrix.constant, matrix.scale, length, nheads, headdim,
         *matrix.a.stride()[:3], *matrix.b.stride()[:3], *x.stride()[:3], *out.stride()[:3],
         ENTRIES=entries, RESIDUAL=residual, DIMS=matrix.a.shape[-1], DIM_BLOCK=block_of(matrix.a.shape[-1]),
-        ROWS=rows, COLS=cols, STEPS=triton.cdiv(length, cols), WIDTH=width, num_warps=4, **options,
+        ROWS=rows, COLS=cols, STEPS=triton.cdiv(length, cols), SKIPS=matrix.skips(cols), WIDTH=width, num_warps=4,
+        **options,
     )  # fmt: skip
 
 
@@ -249,7 +269,7 @@ def launch_gradient(
             *matrix.a.stride()[:3], *matrix.b.stride()[:3], *x.stride()[:3], *z.stride()[:3],
             *grad_a.stride()[:3], *(grad_a if grad_b is None else grad_b).stride()[:3],
             GRADIENT=gradient, DIMS=matrix.a.shape[-1], DIM_BLOCK=block_of(matrix.a.shape[-1]), ROWS=rows, COLS=cols,
-            STEPS=triton.cdiv(length, cols), WIDTH=width, CHUNKS=triton.cdiv(headdim, width),
+            STEPS=triton.cdiv(length, cols), SKIPS=matrix.skips(cols), WIDTH=width, CHUNKS=triton.cdiv(headdim, width),
             num_warps=8 if rows * cols > 64 * 128 else 4, **options,
         )  # fmt: skip
     return None if grad_shift is None else grad_shift.sum()

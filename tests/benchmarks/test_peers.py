@@ -1,14 +1,18 @@
-"""The benchmarks of blocks, packed rows, whole steps and loss curves, each in small."""
+"""The benchmarks of blocks, decoding, packed rows, whole steps and loss curves, each in small."""
 
+import functools
 import importlib
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from mamba_ssm_stand_in import mamba_ssm  # noqa: F401
+from triton_cases import needs_triton
 
 from anymixer.errors import UserError
+from anymixer.mixers.s6 import S6
 from anymixer.report.comparison import Result
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +40,24 @@ def test_blocks_and_their_peers(program, tmp_path, capsys, mamba_ssm):  # noqa: 
     assert all(line[4] == "1.00" for line in lines if line[0] == "| attention")
     assert "hydra is faster than attention" in capsys.readouterr().out
     assert (tmp_path / "blocks.png").stat().st_size > 1000
+
+
+def test_decoding_reads_one_context_for_all_rows(program, tmp_path, capsys, monkeypatch):
+    decode = program("decode")
+    read, prefill = [], S6.prefill
+    monkeypatch.setattr(S6, "prefill", lambda self, hidden: read.append(tuple(hidden.shape)) or prefill(self, hidden))
+    size = ["--d-model", "16", "--batch", "3", "--contexts", "4", "9", "--repeat", "1", "--rounds", "1"]
+    monkeypatch.setattr(decode, "OPTIONS", {"attention": {"num_heads": 2}})
+    monkeypatch.setattr("sys.argv", ["decode.py", "--mixers", "s6", *size, "--markdown", str(tmp_path / "a.md")])
+    decode.main()
+    printed = capsys.readouterr().out
+    assert read == [(1, 4, 16), (1, 9, 16)]
+    # keys and values of 16 numbers a token; 32 channels of 16 states and of 3 inputs of the convolution
+    kilobytes = {"attention": ["0.5", "1.2"], "s6": ["2.4", "2.4"]}
+    for name, state in kilobytes.items():
+        (line,) = [line for line in (tmp_path / "a.md").read_text().splitlines() if line.startswith(f"| {name}")]
+        assert line.strip("| ").split(" | ")[3:] == state
+        assert f"  {'  '.join(state)}\n" in printed
 
 
 def test_peers_that_cannot_run_are_left_out_or_refused(program, capsys):
@@ -98,8 +120,12 @@ def test_steps_and_the_models_to_compare_with(program, tmp_path, monkeypatch, ca
     monkeypatch.setattr(
         steps, "measure", lambda step, device, **_: (step(), program("timing").Measurement(2.0, 0.0))[1]
     )
-    steps.main(["yamls/demo/hydra.yaml", "--tokens", "64", "--lengths", "32", "--markdown", str(tmp_path / "steps.md")])
+    arguments = ["yamls/demo/hydra.yaml", "--tokens", "64", "--lengths", "32", "--profile"]
+    steps.main([*arguments, "--markdown", str(tmp_path / "steps.md")])
     text = (tmp_path / "steps.md").read_text()
+    kinds = "kernels" if torch.cuda.is_available() else "operators: aten::"
+    for name in ("attention baseline", "yamls/demo/hydra.yaml"):
+        assert re.search(rf"one step of {name}, 32 tokens a row, eager: [\d.]+ ms of {kinds}", text)
     assert "| attention baseline |" in text
     assert "| yamls/demo/hydra.yaml | 1.8M | 32 | eager | 2.0 | 0.0320 | 1.00 |" in text
     if not torch.cuda.is_available():
@@ -116,6 +142,47 @@ def test_steps_and_the_models_to_compare_with(program, tmp_path, monkeypatch, ca
 def result(name, losses):
     curve = tuple({"step": step, "tokens": step, "loss": loss} for step, loss in enumerate(losses, 1))
     return Result(name, "", 1.0, 0.5, 1.0, 1, len(losses), 1, 1.0, 1, curve=curve)
+
+
+@needs_triton
+def test_kernels_of_ops_against_their_bytes(program, monkeypatch, capsys):
+    kernels = program("hydra_kernels")
+    sizes = {}
+
+    def note(call, device):
+        call()
+        return program("timing").Measurement(1.0, 0.0)
+
+    def noted(stages):
+        for name, call, size in stages:
+            sizes[name] = size
+            yield name, call, size
+
+    monkeypatch.setattr(kernels, "measure", note)
+    monkeypatch.setattr(kernels, "CLASSES", 50)
+    monkeypatch.setattr(kernels, "D_MODEL", 20)
+    for name in ("cross_entropy", "add_norm"):
+        stages = kernels.OPS[name]
+        monkeypatch.setitem(kernels.OPS, name, lambda *a, stages=stages: noted(stages(*a)))
+    kernels.main(["--ops", "cross_entropy", "add_norm", "--tokens", "10"])
+    assert sizes == {
+        "cross entropy": 3 * 50 * 2 + 3 * 4,
+        "cross entropy backward": 2 * 3 * 50 * 2 + 3 * 4,
+        "add_norm float32": 10 * 20 * (4 + 2 + 4) + 2 * 80,
+        "add_norm float32 backward": 10 * 20 * (4 + 4 + 2 + 4 + 2) + 4 * 80,
+        "add_norm bfloat16": 10 * 20 * 3 * 2 + 2 * 80,
+        "add_norm bfloat16 backward": 10 * 20 * 5 * 2 + 4 * 80,
+    }
+    assert "add_norm bfloat16 backward  1.000  " in capsys.readouterr().out
+
+
+def test_a_benchmark_that_is_cut_short_has_written_its_rows(program, tmp_path):
+    timing = program("timing")
+    keep = functools.partial(timing.write_markdown, tmp_path / "rows.md", ["model", "ms"], ["a machine"])
+    rows = timing.told((["hydra", str(number)] for number in range(9)), keep)
+    next(rows), next(rows)
+    text = (tmp_path / "rows.md").read_text()
+    assert "a machine" in text and "| hydra | 1 |" in text and "| hydra | 2 |" not in text
 
 
 def test_how_far_loss_curves_are_apart(program):

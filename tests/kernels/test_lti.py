@@ -1,10 +1,21 @@
 """Time-invariant systems: every fast form against the definition, kernels against sums of exponentials."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from anymixer_kernels import force_backend
-from anymixer_kernels.lti import DenseSystem, DiagonalSystem, LowRankSystem, lti_mix, state_space_mix, state_space_scan
+from anymixer_kernels.lti import (
+    DenseSystem,
+    DiagonalSystem,
+    LowRankSystem,
+    lti_mix,
+    state_space_mix,
+    state_space_scan,
+    systems,
+)
+from torch.overrides import TorchFunctionMode
 
 CHANNELS = 3
 F64 = {"dtype": torch.float64}
@@ -147,3 +158,53 @@ def test_low_rank_system_is_the_bilinear_rule_of_its_matrix(rank):
     u, state = torch.randn(2, CHANNELS, **F64), torch.randn(2, CHANNELS, 6, **F64)
     for actual, expected in zip(system.step(u, state), low_rank(rank=rank, dense_step=True).step(u, state)):
         torch.testing.assert_close(actual, expected)
+
+
+class RoundedProducts(TorchFunctionMode):
+    """What a GPU may do with products of float32: their factors have 10 bits after the first (TF32)."""
+
+    PRODUCTS = (torch.matmul, torch.bmm, torch.einsum, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.PRODUCTS:
+            args = [self.rounded(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        return func(*args, **(kwargs or {}))
+
+    def rounded(self, factor):
+        if factor.dtype != torch.float32:
+            return factor
+        bits = factor.contiguous().view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+@torch.no_grad()
+def test_rounded_products_of_a_device_leave_kernels_and_tables_alone(kind, monkeypatch):
+    monkeypatch.setattr(systems, "ROUNDING_DEVICES", ("cpu",))
+    system = SYSTEMS[kind]()
+    tensors = {key: x.float() for key, x in vars(system).items() if isinstance(x, torch.Tensor)}
+    system = dataclasses.replace(system, **tensors)
+
+    def results():
+        state = torch.arange(1.0, 1 + CHANNELS * system.width).view(1, CHANNELS, system.width)
+        tables = [system.kernel(100), system.gathers(9), system.reads(9)]
+        # A dense A is multiplied by states, which are read once.
+        return tables if kind == "dense" else [*tables, *system.step(torch.ones(1, CHANNELS), state)]
+
+    expected = results()
+    with RoundedProducts():
+        assert not torch.equal(torch.ones(1, 1) @ torch.full((1, 1), 1 + 2.0**-12), torch.full((1, 1), 1 + 2.0**-12))
+        found = results()
+    for e, f in zip(expected, found):
+        assert f.dtype == torch.float32 and torch.equal(f, e)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", SYSTEMS)
+@torch.no_grad()
+def test_kernels_on_a_gpu_that_may_round_products(kind, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    system = SYSTEMS[kind]()
+    tensors = {key: x.float().cuda() for key, x in vars(system).items() if isinstance(x, torch.Tensor)}
+    expected, found = system.kernel(1000), dataclasses.replace(system, **tensors).kernel(1000).cpu()
+    assert found.dtype == torch.float32 and (found - expected).norm() < 1e-5 * expected.norm()

@@ -8,6 +8,7 @@ import torch
 from anymixer_kernels import blockwise, force_backend
 from anymixer_kernels.cauchy import cauchy_matrix, cauchy_mix
 from anymixer_kernels.low_rank import low_rank_matrix, low_rank_mix
+from anymixer_kernels.low_rank import torch_form as low_rank_fast
 from anymixer_kernels.toeplitz import toeplitz_matrix, toeplitz_mix
 from anymixer_kernels.toeplitz import torch_form as toeplitz_fast
 from anymixer_kernels.vandermonde import vandermonde_matrix, vandermonde_mix
@@ -57,9 +58,10 @@ OPS = [cauchy, vandermonde, toeplitz, shared_toeplitz, low_rank]
 @pytest.mark.parametrize("small_blocks", [False, True])
 def test_fast_form_equals_reference_with_all_gradients(op, length, packed, small_blocks, monkeypatch):
     torch.manual_seed(0)
-    if small_blocks:  # heads apart, and Fourier transforms
+    if small_blocks:  # heads apart, Fourier transforms, and recurrences
         monkeypatch.setattr(blockwise, "BLOCK_ENTRIES", {"cpu": 1})
         monkeypatch.setattr(toeplitz_fast, "DENSE_LENGTH", 0)
+        monkeypatch.setattr(low_rank_fast, "BLOCKS_LENGTH", 0)
     batch = 3
     q, k = (normal(batch, length, NHEADS, QK_DIM).requires_grad_() for _ in range(2))
     v = normal(batch, length, NHEADS, HEADDIM)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from anymixer_kernels import force_backend
 from anymixer_kernels.quasiseparable import QuasiseparableInputs, quasiseparable
+from anymixer_kernels.quasiseparable.limits import no_triton_form_of_size
 from torch.nn.functional import softplus
 from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, packed_ids, poisoned, relative_error  # noqa: F401
 
@@ -115,6 +116,29 @@ def test_inputs_that_are_slices():
 
 
 def test_states_wider_than_a_head_in_rows_of_one_chunk():
-    check(both_ways(make_inputs(20, nheads=2, headdim=16, d_state=192), torch.float32), torch.float32)
+    check(both_ways(make_inputs(20, nheads=2, headdim=16, d_state=192), torch.bfloat16), torch.bfloat16)
     with pytest.raises(RuntimeError, match="d_state above 128 in rows of more than 128 tokens"):
-        both_ways(make_inputs(129, nheads=1, headdim=16, d_state=192), torch.float32)
+        both_ways(make_inputs(129, nheads=1, headdim=16, d_state=192), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("length", "headdim", "d_state", "narrow", "wide"),
+    [
+        (128, 128, 128, True, True),
+        (129, 64, 128, True, True),
+        (129, 128, 64, True, True),
+        (129, 128, 128, True, False),
+        (128, 64, 192, True, False),
+        (129, 64, 192, False, False),
+        (128, 129, 64, False, False),
+    ],
+)
+def test_sizes_that_fit_on_chip(length, headdim, d_state, narrow, wide):
+    """In bfloat16, and in float32: what shared memory of 227 KiB takes, as compiled for an H100."""
+    for dtype, fits in ((torch.bfloat16, narrow), (torch.float32, wide)):
+        assert (no_triton_form_of_size(length, headdim, d_state, dtype) is None) == fits
+
+
+def test_float32_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(RuntimeError, match="has no form for d_state above 128 in float32"):
+        both_ways(make_inputs(20, nheads=1, headdim=16, d_state=192), torch.float32)

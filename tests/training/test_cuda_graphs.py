@@ -10,6 +10,7 @@ from anymixer.errors import UserError
 from anymixer.layers.packing import make_packing
 from anymixer.models import ModelConfig, build_model
 from anymixer.models.backbone import Backbone
+from anymixer.training import cuda_graphs
 from anymixer.training.cuda_graphs import EAGER_PASSES, CannotRecordError, GraphedForward, Recording, use_cuda_graphs
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -145,6 +146,19 @@ def test_a_pass_is_recorded_once_its_shape_has_come_often_enough():
     assert [passes(model, forward) for _ in range(EAGER_PASSES + 2)] == [0] * EAGER_PASSES + [1, 1]
     longer = batch_of(0, length=16)
     assert [passes(model, forward, **longer) for _ in range(EAGER_PASSES + 1)] == [1] * EAGER_PASSES + [2]
+
+
+def test_shapes_beyond_a_number_are_launched_as_before(monkeypatch, caplog):
+    monkeypatch.setattr(cuda_graphs, "MAX_RECORDINGS", 2)
+    model = tiny_model(MIXERS[0])
+    plain, forward = copy.deepcopy(model), graphed(model, RunAgain)
+    for length in (12, 14, 16, 18):
+        for _ in range(EAGER_PASSES + 2):
+            passes(model, forward, **batch_of(0, length=length))
+    assert [key[0][1] for key in forward.recordings] == [12, 14]
+    assert caplog.text.count("2 shapes are recorded; others are launched as before") == 1
+    batch = batch_of(1, length=18)
+    torch.testing.assert_close(model(**batch).loss, plain(**batch).loss)
 
 
 def test_what_does_not_train_is_not_recorded():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import anymixer_kernels
 import pytest
 import torch
@@ -33,6 +35,7 @@ def test_auto_on_a_cpu(tiny_run):
 def test_auto_on_a_gpu(tiny_run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("anymixer_kernels.backend.triton_problem", {"cuda": None}.get)
     config = tiny_run.config(device=None)
     plan = plan_launch(config)
     assert (plan.device, plan.precision, plan.device_train_microbatch_size) == ("gpu", "amp_bf16", "auto")
@@ -98,6 +101,20 @@ def test_a_backend_that_cannot_run_is_refused(tiny_run, monkeypatch, backend):
     with pytest.raises(UserError, match=r"^backend: it is out today"):
         plan_launch(tiny_run.config(backend=backend))
     plan_launch(tiny_run.config(backend="auto"))
+
+
+def test_what_auto_takes_is_said_with_its_reason(tiny_run, monkeypatch):
+    def described(device, backend="auto"):
+        config = tiny_run.config(backend=backend)
+        return dataclasses.replace(plan_launch(tiny_run.config()), device=device).describe(config)
+
+    problems = {"cuda": None}
+    monkeypatch.setattr("anymixer_kernels.backend.triton_problem", problems.get)
+    assert "mixing ops torch (auto: no GPU)," in described("cpu")
+    assert "mixing ops triton (auto)," in described("gpu")
+    problems["cuda"] = "Triton is not installed"
+    assert "mixing ops torch (auto: Triton is not installed)," in described("gpu")
+    assert "mixing ops reference," in described("gpu", "reference")
 
 
 def test_the_backends_are_those_of_the_kernels():

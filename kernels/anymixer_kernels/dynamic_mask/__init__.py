@@ -10,7 +10,7 @@ never comes back: a cache of `keep` entries is all that a decoder needs.
 
 from torch import Tensor
 
-from anymixer_kernels.backend import current_backend
+from anymixer_kernels.backend import current_backend, runs_without_triton
 from anymixer_kernels.dynamic_mask.cache import extend_cache, fill_cache
 from anymixer_kernels.dynamic_mask.reference import dynamic_mask_matrix, dynamic_mask_reference
 from anymixer_kernels.dynamic_mask.torch_form import attend_with_bias, dynamic_mask_torch
@@ -38,6 +38,7 @@ def dynamic_mask_attention(
     one sequence, which is cheaper. dropout: of the attention weights, not in the reference. Returns q's shape in v's
     dtype; rows at padding are meaningless but finite. The choice of keys has no gradient, their bias has.
     """
+    runs_without_triton(q, "dynamic mask attention")
     if current_backend() == "reference":
         return dynamic_mask_reference(q, k, v, key_bias, keep, causal, sequence_id)
     return dynamic_mask_torch(q, k, v, key_bias, keep, causal, sequence_id, packed, dropout)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from anymixer_kernels.backend import current_backend
+from anymixer_kernels.backend import current_backend, runs_without_triton
 from anymixer_kernels.elementwise_scan.reference import elementwise_scan_reference
 from anymixer_kernels.elementwise_scan.torch_form import elementwise_scan_torch
 from anymixer_kernels.sequences import continues
@@ -26,5 +26,6 @@ def elementwise_scan(
         trailing = (...,) + (None,) * (a.dim() - 2)
         real, inside = (sequence_id >= 0)[trailing], continues(sequence_id)[trailing]
         a, b = torch.where(real, torch.where(inside, a, 0.0), 1.0), torch.where(real, b, 0.0)
+    runs_without_triton(a, "element-wise scan")
     form = elementwise_scan_reference if current_backend() == "reference" else elementwise_scan_torch
     return form(a, b, initial_state)

@@ -30,7 +30,7 @@ def hydra_core(
     length], -1 for padding; packed: False promises at most one sequence a row.
     """
     whole = current_backend() != "mamba_ssm"  # which has a form for the mixing alone
-    if whole and takes_triton(projected, "Hydra's core", _no_triton_form_for(parameters, projected.shape[1])):
+    if whole and takes_triton(projected, "Hydra's core", _no_triton_form_for(parameters, projected)):
         from anymixer_kernels.hydra_core.triton_form import hydra_core_triton
 
         return hydra_core_triton(projected, parameters, sequence_id)
@@ -39,11 +39,11 @@ def hydra_core(
     return gated_norm(mixed.flatten(-2), gate, parameters.norm_weight, parameters.eps)
 
 
-def _no_triton_form_for(parameters: HydraParameters, length: int) -> str | None:
+def _no_triton_form_for(parameters: HydraParameters, projected: Tensor) -> str | None:
     if not parameters.shift or parameters.initial_state is not None:
         return "initial states, or reading without the shift"
     if parameters.dt_limit != (0.0, math.inf):
         return "limits of the step sizes"
     if parameters.fc_D is not None and type(parameters.fc_D) is not nn.Linear:
         return "an adapter on fc_D"
-    return no_triton_form_of_size(length, parameters.headdim, parameters.d_state)
+    return no_triton_form_of_size(projected.shape[1], parameters.headdim, parameters.d_state, projected.dtype)

@@ -7,11 +7,10 @@ keys, arXiv 2312.06635, 2404.07904), linear attention (no decay). As a matrix, M
 exp(sum_{r=s+1}^{t} log_decay[r,n]) for s <= t, within a sequence.
 """
 
-import torch
 from torch import Tensor
 
-from anymixer_kernels.backend import current_backend, takes_mamba_ssm
-from anymixer_kernels.blockwise import wide
+from anymixer_kernels.backend import current_backend, runs_without_triton, takes_mamba_ssm
+from anymixer_kernels.linear_recurrence.both_ways import mix_both_ways
 from anymixer_kernels.linear_recurrence.mamba_ssm_form import StateSpace, linear_recurrence_mamba_ssm
 from anymixer_kernels.linear_recurrence.reference import (
     linear_recurrence_both_ways_matrix,
@@ -58,6 +57,7 @@ def linear_recurrence(
     if takes_mamba_ssm(v, "linear recurrence", None if state_space else "decays other than step sizes times A"):
         assert state_space is not None
         return linear_recurrence_mamba_ssm(q, k, state_space, initial_state, sequence_id)
+    runs_without_triton(v, "linear recurrence")
     form = linear_recurrence_reference if current_backend() == "reference" else linear_recurrence_torch
     return form(q, k, v, log_decay, initial_state, sequence_id, chunk_size)
 
@@ -76,13 +76,11 @@ def linear_recurrence_both_ways(
     M[t,s] is the recurrence's for s <= t and that of the reversed row for s > t, so that a token's own part, which both
     directions have, counts once. Returns y, of v's shape and dtype.
     """
-    # Both directions in one call: on a GPU, small shapes are bound by its number.
-    ids = None if sequence_id is None else torch.cat([sequence_id, sequence_id.flip(1)])
-    both = (torch.cat([t, t.flip(1)]) for t in (q, k, v, log_decay))
-    y, _ = linear_recurrence(*both, sequence_id=ids, chunk_size=chunk_size)
-    ahead, back = y[: v.shape[0]], y[v.shape[0] :]
-    own = (wide(q) * wide(k)).sum(-1).repeat_interleave(v.shape[2] // q.shape[2], dim=2)
-    return (wide(ahead) + wide(back.flip(1)) - own[..., None] * wide(v)).to(v.dtype)
+
+    def recur(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, ids: Tensor | None) -> Tensor:
+        return linear_recurrence(q, k, v, log_decay, sequence_id=ids, chunk_size=chunk_size)[0]
+
+    return mix_both_ways(recur, q, k, v, log_decay, sequence_id)
 
 
 def linear_recurrence_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

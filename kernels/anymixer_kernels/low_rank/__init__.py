@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from anymixer_kernels.backend import current_backend, takes_triton
-from anymixer_kernels.blockwise import mix_in_blocks
-from anymixer_kernels.low_rank.reference import low_rank_block, low_rank_matrix
+from anymixer_kernels.low_rank.reference import low_rank_matrix
+from anymixer_kernels.low_rank.torch_form import low_rank_torch
 from anymixer_kernels.row_scale import finish_rows
 
 __all__ = ["low_rank_matrix", "low_rank_mix"]
 
-# Up to here tiles of M are cheaper on a GPU than the passes over memory of Q (K^T V).
+# Up to here tiles of M are cheaper on a GPU than passes over memory in a time linear in the length.
 TILES_LENGTH = 1024
 
 
@@ -26,22 +26,19 @@ def low_rank_mix(
     scale: Tensor | float = 1.0,
     residual: bool = False,
 ) -> Tensor:
-    """Y = scale * M V, and + V with `residual`; linear in the length without sequence_id.
+    """Y = scale * M V, and + V with `residual`; linear in the length where that is long.
 
     q, k: [batch, length, nheads, qk_dim]. v: [batch, length, nheads, headdim]. sequence_id: [batch, length], -1
     for padding; tokens of different sequences do not mix. scale: a number or, row by row, [batch, length]; it
     gets no gradient. Returns v's shape and dtype.
     """
-    tiles = sequence_id is not None or v.shape[1] <= TILES_LENGTH
-    if tiles and takes_triton(v, "low-rank mixing"):
+    slower = None if v.shape[1] <= TILES_LENGTH else f"rows of more than {TILES_LENGTH:,} tokens"
+    if takes_triton(v, "low-rank mixing", slower=slower):
         from anymixer_kernels.low_rank.triton_form import low_rank_triton
 
         return low_rank_triton(q, k, v, sequence_id, scale, residual)
     if current_backend() == "reference":
         mixed = torch.einsum("bhtl,blhp->bthp", low_rank_matrix(q, k, sequence_id).to(v.dtype), v)
-    elif sequence_id is not None:
-        mixed = mix_in_blocks(low_rank_block, [q.transpose(1, 2), k.transpose(1, 2)], v, sequence_id)
     else:
-        state = torch.einsum("blhd,blhp->bhdp", k, v)
-        mixed = torch.einsum("bthd,bhdp->bthp", q, state)
+        mixed = low_rank_torch(q, k, v, sequence_id)
     return finish_rows(mixed, v, scale, residual)

@@ -11,11 +11,11 @@ wherever a state goes in or comes out).
 import torch
 from torch import Tensor
 
-from anymixer_kernels.backend import current_backend
+from anymixer_kernels.backend import current_backend, runs_without_triton
 from anymixer_kernels.lti.low_rank import LowRankSystem
 from anymixer_kernels.lti.reference import lti_matrix, scan_reference
 from anymixer_kernels.lti.scan import scan_torch
-from anymixer_kernels.lti.systems import DenseSystem, DiagonalSystem, StateSpace
+from anymixer_kernels.lti.systems import DenseSystem, DiagonalSystem, StateSpace, exact
 from anymixer_kernels.lti.torch_form import lti_mix_torch
 from anymixer_kernels.sequences import continues
 
@@ -24,6 +24,7 @@ __all__ = [
     "DiagonalSystem",
     "LowRankSystem",
     "StateSpace",
+    "exact",
     "lti_matrix",
     "lti_mix",
     "state_space_mix",
@@ -43,6 +44,7 @@ def lti_mix(below: Tensor, v: Tensor, above: Tensor | None = None, sequence_id: 
     """
     if sequence_id is not None:
         v = torch.where((sequence_id >= 0)[..., None], v, 0.0)
+    runs_without_triton(v, "LTI mixing")
     with torch.autocast(v.device.type, enabled=False):
         if current_backend() == "reference":
             matrix = lti_matrix(below, above, v.shape[0], sequence_id)
@@ -82,6 +84,7 @@ def state_space_scan(
         raise ValueError("initial_state: a state belongs to one sequence; give it or sequence_id, not both")
     if sequence_id is not None:
         v = torch.where((sequence_id >= 0)[..., None], v, 0.0)
+    runs_without_triton(v, "LTI mixing")
     form = scan_reference if current_backend() == "reference" else scan_torch
     with torch.autocast(v.device.type, enabled=False):
         return form(system, v, initial_state, sequence_id)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from anymixer_kernels.blockwise import wide
-from anymixer_kernels.lti.systems import DenseSystem
+from anymixer_kernels.lti.systems import DenseSystem, exact, exact_product
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class LowRankSystem:
         """Rows E [channels, rank, width] and F, such that M^-1 = (1 - Lambda / 2)^-1 - F^T E."""
         re, im = self._resolvent()
         after, before = _turned(self.P, (re[:, None], im[:, None])), _turned(self.P, (re[:, None], -im[:, None]))
-        gram = torch.eye(self.P.shape[1], dtype=re.dtype, device=re.device) + after @ self.P.transpose(1, 2)
-        return before, torch.linalg.inv(gram) @ after if self.P.shape[1] > 1 else after / gram
+        gram = torch.eye(self.P.shape[1], dtype=re.dtype, device=re.device) + exact_product(after, self.P.mT)
+        return before, exact_product(torch.linalg.inv(gram), after) if self.P.shape[1] > 1 else after / gram
 
     def _solve(self, x: Tensor) -> Tensor:
         """M^-1 x for x [..., channels, width]."""
         rows, columns = self._correction()
-        inner = torch.einsum("hrs,...hs->...hr", rows, x)
-        return _turned(x, self._resolvent()) - torch.einsum("hrs,...hr->...hs", columns, inner)
+        inner = (rows * x[..., None, :]).sum(-1, keepdim=True)
+        return _turned(x, self._resolvent()) - (columns * inner).sum(-2)
 
     def dense(self) -> DenseSystem:
         """The same system with A_bar written out."""
         re, im = (torch.diag_embed(part) for part in self._resolvent())
         rows, columns = self._correction()
         inverse = torch.cat([torch.cat([re, -im], dim=2), torch.cat([im, re], dim=2)], dim=1)
-        inverse = inverse - columns.transpose(1, 2) @ rows
+        inverse = inverse - exact_product(columns.mT, rows)
         one = torch.eye(self.width, dtype=re.dtype, device=re.device)
         return DenseSystem(2 * inverse - one, self._solve(self.B), self.C)
 
@@ -111,7 +111,7 @@ class LowRankSystem:
             inner = (by_row * by_column / (1 + gram))[..., 0, 0]
         else:
             one = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-            inner = (by_row @ torch.linalg.solve(one + gram, by_column))[..., 0, 0]
+            inner = (by_row[..., 0, :] * torch.linalg.solve(one + gram, by_column)[..., 0]).sum(-1)
         return torch.fft.irfft(spectrum - 2 * g * inner, n=length)
 
     def _cauchy_sums(self, rows: Tensor, columns: Tensor, a: Tensor, g: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class LowRankSystem:
         down_re, down_im = base_re - g_im * im, base_im + g_re * im
         d_re, d_im = up_re * down_re - up_im * down_im, up_re * down_im + up_im * down_re
         size = d_re.square() + d_im.square()
-        summed = torch.complex((d_re / size) @ coefficients, (-d_im / size) @ coefficients)
+        summed = torch.complex(*(exact_product(part / size, coefficients) for part in (d_re, -d_im)))
         straight_sum, turned_sum = summed.unflatten(-1, (2, rows.shape[1], columns.shape[1])).unbind(2)
         return a[:, None, None] * straight_sum + g[:, None, None] * turned_sum
 
@@ -149,11 +149,11 @@ def _complex(re: Tensor, im: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _row_times_power(row: Tensor, matrix: Tensor, exponent: int) -> Tensor:
     """row matrix^exponent: [channels, width], [channels, width, width]."""
-    row = row[:, None]
+    row, matrix, dtype = exact(row)[:, None], exact(matrix), row.dtype
     while exponent:
         if exponent & 1:
             row = row @ matrix
         exponent >>= 1
         if exponent:
             matrix = matrix @ matrix
-    return row[:, 0]
+    return row[:, 0].to(dtype)

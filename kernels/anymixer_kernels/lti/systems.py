@@ -14,6 +14,20 @@ from torch import Tensor
 
 from anymixer_kernels.blockwise import wide
 
+# Whose float32 products may be TF32's, with 11 bits (Composer allows it). Of a kernel two digits would be left, as its
+# powers compound what they are rounded by; products with tokens are as near as those of any linear layer.
+ROUNDING_DEVICES = ("cuda",)
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """A factor of a product that is to be float32's or better: in float64 on `ROUNDING_DEVICES`, else as it is."""
+    return tensor.double() if tensor.device.type in ROUNDING_DEVICES else tensor
+
+
+def exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, in left's dtype."""
+    return (exact(left) @ exact(right)).to(left.dtype)
+
 
 class StateSpace(Protocol):
     """What the forms of `anymixer_kernels.lti` ask of a system."""
@@ -100,7 +114,7 @@ class DiagonalSystem:
         """See `StateSpace.kernel`; lag l = coarse * a + b."""
         coarse = math.isqrt(length - 1) + 1
         left = self._weighted(self._powers(-(-length // coarse), coarse))
-        return (left @ self._powers(coarse).transpose(1, 2)).flatten(1)[:, :length]
+        return exact_product(left, self._powers(coarse).transpose(1, 2)).flatten(1)[:, :length]
 
     def gathers(self, size: int) -> Tensor:
         """See `StateSpace.gathers`."""
@@ -146,19 +160,19 @@ class DenseSystem:
         coarse = 1 << ((length - 1).bit_length() + 1) // 2
         right, power = _krylov(self.A, self.B, coarse)
         left, _ = _krylov(power.transpose(1, 2), self.C, -(-length // coarse))
-        return (left.transpose(1, 2) @ right).flatten(1)[:, :length]
+        return (left.transpose(1, 2) @ right).flatten(1)[:, :length].to(self.A.dtype)
 
     def gathers(self, size: int) -> Tensor:
         """See `StateSpace.gathers`."""
-        return _krylov(self.A, self.B, size)[0].transpose(1, 2)
+        return _krylov(self.A, self.B, size)[0].transpose(1, 2).to(self.A.dtype)
 
     def reads(self, size: int) -> Tensor:
         """See `StateSpace.reads`."""
-        return _krylov(self.A.transpose(1, 2), self.C, size)[0].transpose(1, 2)
+        return _krylov(self.A.transpose(1, 2), self.C, size)[0].transpose(1, 2).to(self.A.dtype)
 
     def advance(self, steps: int) -> Callable[[Tensor], Tensor]:
         """See `StateSpace.advance`."""
-        power = matrix_power(self.A, steps)
+        power = matrix_power(exact(self.A), steps).to(self.A.dtype)
         return lambda state: torch.einsum("hij,...hj->...hi", power, state)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,8 +196,8 @@ def matrix_power(matrix: Tensor, exponent: int) -> Tensor:
 
 def _krylov(matrix: Tensor, vector: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """matrix^l vector, l = 0 .. count-1, as columns [channels, width, count], by doubling; and matrix^(the first power
-    of two that is at least count)."""
-    columns = vector[..., None]
+    of two that is at least count); both `exact`."""
+    matrix, columns = exact(matrix), exact(vector)[..., None]
     while columns.shape[-1] < count:
         columns = torch.cat([columns, matrix @ columns], dim=-1)
         matrix = matrix @ matrix

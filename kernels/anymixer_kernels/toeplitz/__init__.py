@@ -38,7 +38,8 @@ def toeplitz_mix(
         matrix = toeplitz_matrix(below, above, v.shape[0], sequence_id)
         return finish_rows(torch.einsum("bhtl,blhp->bthp", matrix.to(v.dtype), v), v, scale, residual)
     by_tiles = sequence_id is not None or v.shape[1] <= TILES_LENGTH
-    if by_tiles and takes_triton(v, "Toeplitz mixing"):
+    slower = None if by_tiles else f"rows of more than {TILES_LENGTH:,} tokens of one sequence"
+    if takes_triton(v, "Toeplitz mixing", slower=slower):
         from anymixer_kernels.toeplitz.triton_form import toeplitz_triton
 
         return toeplitz_triton(below, above, v, sequence_id, scale, residual)

@@ -16,6 +16,7 @@ from anymixer_kernels.triton_factored import (
     MAX_HEADDIM_BLOCK,
     dense,
     load_rows,
+    some_pair_mixes,
     store_rows,
     tile_of,
     tokens_of,
@@ -30,7 +31,7 @@ def _product_kernel(
     lags, x, out, ids, starts, row_scales, col_scales, scale, length, nheads, headdim,
     lags_batch, x_batch, x_token, x_head, out_batch, out_token, out_head,
     TRANSPOSED: tl.constexpr, RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr, WIDTH: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A block of rows of Y for one head of one sample. lags: [batch, nheads, 2, length], below and above."""
@@ -53,18 +54,22 @@ def _product_kernel(
     y = tl.zeros([ROWS, WIDTH], tl.float32)
     for step in range(STEPS):
         col, col_inside, col_id, col_first, col_scale = tokens_of(step, ids, None, col_scales, length, COLS)
-        lag = row[:, None] - col[None, :]
-        if TRANSPOSED:
-            lag = -lag
-        place = row_first[:, None] + tl.abs(lag)
-        counts = row_inside[:, None] & col_inside[None, :] & (place < length)
-        if ids is not None:
-            counts = counts & (row_id[:, None] == col_id[None, :]) & (col_id >= 0)[None, :]
-        m = tl.load(lags + place + tl.where(lag >= 0, 0, length), mask=counts, other=0.0).to(tl.float32)
-        if col_scales is not None:
-            m = m * col_scale[None, :]
-        x_tile = load_rows(x, col, col_inside, x_token, column, headdim)
-        y += tl.dot(m.to(DOT), x_tile.to(DOT), input_precision=PRECISION)
+        needed = True
+        if SKIPS:
+            needed = some_pair_mixes(row_id, col_id)
+        if needed:
+            lag = row[:, None] - col[None, :]
+            if TRANSPOSED:
+                lag = -lag
+            place = row_first[:, None] + tl.abs(lag)
+            counts = row_inside[:, None] & col_inside[None, :] & (place < length)
+            if ids is not None:
+                counts = counts & (row_id[:, None] == col_id[None, :]) & (col_id >= 0)[None, :]
+            m = tl.load(lags + place + tl.where(lag >= 0, 0, length), mask=counts, other=0.0).to(tl.float32)
+            if col_scales is not None:
+                m = m * col_scale[None, :]
+            x_tile = load_rows(x, col, col_inside, x_token, column, headdim)
+            y += tl.dot(m.to(DOT), x_tile.to(DOT), input_precision=PRECISION)
     y = y * scale
     if row_scales is not None:
         y = y * row_scale[:, None]
@@ -171,8 +176,8 @@ def _launch_product(lags, x, out, ids, starts, row_scales, col_scales, scale, *,
     _product_kernel[(batch * nheads * triton.cdiv(length, rows), triton.cdiv(headdim, width))](
         lags, x, out, ids, starts, row_scales, col_scales, scale, length, nheads, headdim,
         0 if lags.shape[0] == 1 else lags.stride(0), *x.stride()[:3], *out.stride()[:3],
-        TRANSPOSED=transposed, RESIDUAL=residual, ROWS=rows, COLS=cols, STEPS=triton.cdiv(length, cols), WIDTH=width,
-        num_warps=4, **options,
+        TRANSPOSED=transposed, RESIDUAL=residual, ROWS=rows, COLS=cols, STEPS=triton.cdiv(length, cols),
+        SKIPS=ids is not None and length > cols, WIDTH=width, num_warps=4, **options,
     )  # fmt: skip
 
 

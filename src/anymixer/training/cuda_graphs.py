@@ -29,6 +29,8 @@ from anymixer.models.backbone import Backbone
 # Passes of one shape that run as they are before it is recorded: kernels compile, and Composer's search for a
 # microbatch that fits comes to its end.
 EAGER_PASSES = 2
+# Each keeps the memory of its inputs and outputs, and more shapes than these hardly come often enough to pay for it.
+MAX_RECORDINGS = 16
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class GraphedForward:
         self.recordings: dict[Hashable, Recording | None] = {}
         self.shared = Shared()
         self.hooked: str | None = None
+        self.full = False
 
     def __call__(self, hidden_states: Tensor, packing: Packing | None, keep_all: bool = False) -> list[Tensor]:
         """As `Backbone.forward`."""
@@ -107,10 +110,17 @@ class GraphedForward:
         key = _key(hidden_states, packing)
         if key not in self.recordings:
             self.passes[key] += 1
-            if self.passes[key] <= EAGER_PASSES:
+            if self.passes[key] <= EAGER_PASSES or self._is_full():
                 return None
             self.recordings[key] = self._recorded(hidden_states, packing)
         return self.recordings[key]
+
+    def _is_full(self) -> bool:
+        """Whether no further shape is recorded, which is said the first time."""
+        if len(self.recordings) == MAX_RECORDINGS and not self.full:
+            self.full = True
+            _log.warning("cuda_graphs: %d shapes are recorded; others are launched as before", MAX_RECORDINGS)
+        return self.full
 
     def _recorded(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
         try:

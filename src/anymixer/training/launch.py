@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from anymixer_kernels import backend
 from composer.utils import dist, format_name_with_dist, get_device
 
 from anymixer.errors import UserError
@@ -42,9 +43,16 @@ class LaunchPlan:
             microbatch += " (auto: the whole batch of a rank)"
         return (
             f"device {self.device}, {ranks}, precision {precision}, "
-            f"mixing ops {config.backend}, global batch {config.global_train_batch_size}, microbatch {microbatch}, "
-            f"evaluation batch {self.device_eval_batch_size}"
+            f"mixing ops {self._mixing_ops(config)}, global batch {config.global_train_batch_size}, "
+            f"microbatch {microbatch}, evaluation batch {self.device_eval_batch_size}"
         )
+
+    def _mixing_ops(self, config: TrainerConfig) -> str:
+        """The form that they run in, and why `auto` took it."""
+        if config.backend != "auto":
+            return config.backend
+        problem = backend.triton_problem("cuda") if self.device == "gpu" else "no GPU"
+        return "triton (auto)" if problem is None else f"torch (auto: {problem})"
 
 
 def plan_launch(config: TrainerConfig) -> LaunchPlan:
@@ -117,8 +125,6 @@ def _precision(config: TrainerConfig, device: str) -> str:
 def _check_backend(config: TrainerConfig, device: str) -> None:
     if config.backend not in ("triton", "mamba_ssm"):
         return
-    from anymixer_kernels import backend
-
     find_problem = backend.triton_problem if config.backend == "triton" else backend.mamba_ssm_problem
     if problem := find_problem("cuda" if device == "gpu" else device):
         raise UserError(f"backend: {problem}; auto takes what runs here")
