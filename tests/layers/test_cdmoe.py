@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from anymixer.errors import UserError
 from anymixer.layers import cdmoe
@@ -88,6 +89,40 @@ def test_balancing_is_part_of_training_alone_and_makes_uses_alike():
         losses[-1].backward()
         optimizer.step()
     assert losses[0] > 1.2 and losses[-1] < 1.05
+
+
+def test_a_layer_that_runs_again_in_the_backward_pass_keeps_nothing():
+    module, hidden = make(load_balancing=1.0).train(), torch.randn(2, 7, 8, dtype=torch.float64)
+    gradients = []
+    for run in (module, lambda x: checkpoint(module, x, use_reentrant=False)):
+        loss = run(hidden).square().sum() + take_balance_losses(module)
+        gradients.append(torch.autograd.grad(loss, module.keys)[0])
+        assert module.balance_loss is None
+    assert torch.equal(*gradients)
+
+
+def test_a_balance_without_gradient_is_refused():
+    module, hidden = make(load_balancing=1.0).train(), torch.randn(2, 7, 8, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        module(hidden)
+        assert take_balance_losses(module) > 0
+    output = checkpoint(module, hidden, use_reentrant=True)
+    with pytest.raises(UserError, match="use_reentrant=True drops its gradient"):
+        output.sum().backward()
+
+
+def test_balancing_compiles_whole():
+    torch._dynamo.reset()
+    module, hidden = make(load_balancing=1.0).train(), torch.randn(2, 7, 8, dtype=torch.float64)
+    torch.compile(module, backend="eager", fullgraph=True)(hidden)
+    found = take_balance_losses(module)
+    module(hidden)
+    torch.testing.assert_close(found, take_balance_losses(module))
+
+
+def test_experts_that_a_token_does_not_choose_are_idle():
+    module = make()
+    assert module.idle_weights() == module.expert_down.numel() + module.expert_up.numel() - 2 * 3 * (8 + 8)
 
 
 def test_balance_is_one_when_all_keys_are_alike():

@@ -93,6 +93,26 @@ def test_long_rows_equal_short_ones_in_every_form(name):
     torch.testing.assert_close(mixer(hidden[:, :100]), whole[:, :100], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["s4d", "s4", "dss", "gss", "lssl"])
+def test_steps_and_matrices_keep_float32_under_bfloat16_weights(name):
+    torch.manual_seed(0)
+    mixer = build_mixer({"name": name, "d_state": 16, "causal": True}, 32)
+    mixer(torch.randn(1, 8, 32)).sum().backward()
+    with torch.no_grad():
+        exact = mixer.lags(512)[0]
+        weights = {key: tensor.clone() for key, tensor in mixer.state_dict().items()}
+        mixer.to(torch.bfloat16)
+        assert mixer.C.dtype == mixer.out_proj.weight.dtype == torch.bfloat16
+        assert {p.grad.dtype for p in mixer.parameters() if p.dtype == torch.float32} <= {torch.float32}
+        assert (mixer.lags(512)[0] - exact).norm() < 5e-3 * exact.norm()
+        assert mixer(torch.randn(1, 300, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+        mixer.float()
+    for key in mixer.dynamics:
+        if key in weights:
+            assert torch.equal(mixer.state_dict()[key], weights[key])
+    assert {tensor.dtype for tensor in mixer.double().state_dict().values()} == {torch.float64}
+
+
 @pytest.mark.parametrize("name", ["s4d", "longconv", "ema"])
 def test_a_mixer_of_both_directions_says_that_it_cannot_step(name):
     mixer = build_mixer(name, 8)

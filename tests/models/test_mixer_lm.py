@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+import transformers
 
 from anymixer.errors import UserError
 from anymixer.layers.packing import make_packing
 from anymixer.models.configuration_mixer_lm import MixerLMConfig
+from anymixer.models.model_config import ModelConfig
 from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM, MixerLMModel
 
+# transformers 4.56 renamed torch_dtype.
+DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 ATTENTION = {"name": "attention", "num_heads": 2, "positions": "rotary"}
 
 
@@ -95,6 +99,30 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     ids = torch.randint(1, 50, (1, 5))
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert again.lm_head.weight is again.model.word.weight
+
+
+def test_channel_mixers_cycle_over_the_layers_like_mixers(tmp_path):
+    model = make(num_hidden_layers=3, channel_mixer=[None, {"name": "mlp", "intermediate_size": 8}])
+    assert [layer.channel is None for layer in model.model.backbone.layers] == [True, False, True]
+    model.save_pretrained(tmp_path)
+    again, ids = MixerLMForCausalLM.from_pretrained(tmp_path).eval(), torch.randint(1, 50, (1, 5))
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    for wrong, message in ((["mlp", "mpl"], r"\[1\].name: unknown channel mixer 'mpl'"), ([], ": an empty list")):
+        with pytest.raises(UserError, match=f"^model.model_config.channel_mixer{message}"):
+            ModelConfig(name="causal_lm", mixer=ATTENTION, model_config={"channel_mixer": wrong}).validate()
+
+
+@pytest.mark.parametrize("mixer", ["s4d", "s4"])
+def test_a_state_space_model_loads_in_bfloat16_with_what_it_has_in_float32(tmp_path, mixer):
+    model = make(mixer={"name": mixer, "d_state": 16}, initializer_range=0.3)
+    model.save_pretrained(tmp_path)
+    half = MixerLMForCausalLM.from_pretrained(tmp_path, **{DTYPE: torch.bfloat16}).eval()
+    ids = torch.randint(1, 50, (1, 300))
+    with torch.no_grad():
+        expected, found = model(ids).logits, half(ids).logits
+        assert torch.equal(found, model.to(torch.bfloat16)(ids).logits)
+    assert found.dtype == half.lm_head.weight.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() < 0.03 * expected.norm()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import torch
 from transformers import BertTokenizerFast
 
 from anymixer.errors import UserError
+from anymixer.models.configuration_mixer_lm import MixerLMConfig
+from anymixer.models.modeling_mixer_lm import MixerLMForCausalLM
 from anymixer.training.composer_model import MixerComposerModel, masked_rows, matrix_weights
 
 
@@ -92,6 +94,18 @@ def test_flops_count_matrices_once_and_the_vocabulary_only_where_predicted(tiny_
     predicted = int((batch["labels"] != -100).sum())
     expected = 6 * (body * 4 * tiny_run.LENGTH + hidden * tiny_run.VOCAB * predicted)
     assert model.flops_per_batch(batch) == expected
+
+
+def test_flops_count_the_experts_that_a_position_chooses():
+    shared = {"name": "glu", "intermediate_size": 32, "down_bias": False}
+    experts = {"num_experts": 400, "num_heads": 2, "experts_per_head": 3, "retrieval_dim": 8}
+    mixer, size = {"name": "attention", "num_heads": 2}, {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2}
+    plain, mixture = (
+        matrix_weights(MixerLMForCausalLM(MixerLMConfig(mixer=mixer, channel_mixer=channel, **size)))[0]
+        for channel in (shared, {"name": "cdmoe", "intermediate_size": 32, **experts})
+    )
+    queries, keys, chosen = 16 * 2 * 8, 2 * 2 * 20 * 4, 2 * 3 * (16 + 16)
+    assert mixture - plain == 2 * (queries + keys + chosen)
 
 
 def test_packed_rows_need_a_model_that_keeps_them_apart(tiny_run, model):

@@ -42,6 +42,7 @@ class CrossDomainExperts(ChannelMixer):
     softmax."""
 
     balance_loss: Tensor | None = None
+    _balance_has_gradient = False
 
     @dataclass(kw_only=True)
     class Config(ChannelMixer.Config):
@@ -102,9 +103,27 @@ class CrossDomainExperts(ChannelMixer):
             logits = torch.einsum("nhsr,hskr->shnk", queries.to(wide), self.keys.to(wide))
             sums, experts = retrieve(logits[0], logits[1], config.experts_per_head)
             if self.training and config.load_balancing:
-                self.balance_loss = config.load_balancing * _imbalance(logits, experts)
+                self._keep_balance_loss(config.load_balancing * _imbalance(logits, experts))
             weights = sums.softmax(dim=-1)
         return weights.transpose(0, 1).flatten(1), experts.transpose(0, 1).flatten(1)
+
+    def _keep_balance_loss(self, loss: Tensor) -> None:
+        """A checkpointed layer runs again in the backward pass, when the loss has been taken: kept once more, it would
+        hold all that the layer has computed again. If it ran without gradients before, the loss has had none."""
+        # As torch.utils.checkpoint itself tells; what is compiled is traced forwards.
+        forward = torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+        if forward:
+            self.balance_loss, self._balance_has_gradient = loss, loss.requires_grad
+        elif loss.requires_grad and not self._balance_has_gradient:
+            raise UserError(
+                "load_balancing: gradient checkpointing with use_reentrant=True drops its gradient; take "
+                "use_reentrant=False"
+            )
+
+    def idle_weights(self) -> int:
+        """How many numbers of the experts' matrices a token does not multiply."""
+        chosen = self.config.num_heads * self.config.experts_per_head
+        return (self.config.num_experts - chosen) * (self.expert_down.shape[1] + self.expert_up.shape[1])
 
 
 def with_balance_losses(model: nn.Module, loss: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ from anymixer.layers.packing import Packing
 from anymixer.layers.short_conv import ShortConv
 from anymixer.mixers.base import SequenceMixer, State
 
+# Numbers of the states that a prompt's scan makes at once: 32 MiB in float32.
+SCANNED = 2**23
+
 
 @dataclass(frozen=True)
 class RecurrenceInputs:
@@ -143,9 +146,32 @@ class ElementwiseMixer(LinearRecurrentMixer):
     value_width = 1
 
     def _recur(self, inputs: RecurrenceInputs, packing: Packing | None) -> tuple[Tensor, Tensor]:
-        ids = None if packing is None else packing.sequence_id
+        return self._scan(inputs, sequence_id=None if packing is None else packing.sequence_id)
+
+    def _scan(self, inputs: RecurrenceInputs, real: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
+        """real: [batch, length]; a token that is not passes the state on."""
         decay = torch.exp(inputs.log_decay)
-        states = elementwise_scan(decay, (inputs.k * inputs.v).to(decay.dtype), sequence_id=ids)
+        gain = (inputs.k * inputs.v).to(decay.dtype)
+        if real is not None:
+            decay, gain = (torch.where(real[..., None, None], t, idle) for t, idle in ((decay, 1.0), (gain, 0.0)))
+        states = elementwise_scan(decay, gain, **options)
         mixed = (inputs.q * states).sum(-1, keepdim=True).to(inputs.v.dtype)
         # A copy: a view would keep the states of the whole row.
         return mixed, states[:, -1, :, :, None].clone()
+
+    def prefill(self, hidden_states: Tensor, packing: Packing | None = None) -> tuple[Tensor, State]:
+        """See `SequenceMixer.prefill`; a piece of the prompt at a time, because the scan makes the states of all of a
+        piece's tokens."""
+        raw, passed = self._project(hidden_states)
+        after = {} if self.conv is None else {"conv": self.conv.last_inputs(raw, packing)}
+        convolved = raw if self.conv is None else self.conv(raw, packing)
+        last = self.init_state(len(raw), raw.device, raw.dtype)["recurrence"]
+        size = max(1, SCANNED // last.numel())
+        outputs = []
+        for start in range(0, raw.shape[1], size):
+            piece = slice(start, start + size)
+            inputs = self._inputs(convolved[:, piece], None if passed is None else passed[:, piece])
+            real = None if packing is None else packing.real[:, piece]
+            mixed, last = self._scan(inputs, real, initial_state=last[..., 0])
+            outputs.append(self._finish(mixed, inputs))
+        return torch.cat(outputs, dim=1), {"recurrence": last, **after}

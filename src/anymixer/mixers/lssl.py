@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from anymixer_kernels.lti import exact
 from torch import nn
 
 from anymixer.layers.hippo import hippo
@@ -27,7 +28,7 @@ class LSSL(ContinuousSSM):
         n_ssm: int | None = 1
 
     config: Config
-    own_rate = ("log_dt", "A", "B")
+    dynamics = ("log_dt", "A", "B")
 
     def __init__(self, d_model: int, *, layer_idx: int | None = None, **options: Any) -> None:
         """d_model: width in and out; options: the fields of `Config`."""
@@ -36,9 +37,9 @@ class LSSL(ContinuousSSM):
         self._make_layers(d_model, config)
         self.state_width = size = config.d_state
         copies = config.n_ssm or self.channels
-        self.log_dt = nn.Parameter(torch.empty(self.channels))
-        self.A = nn.Parameter(torch.empty(copies, size, size))
-        self.B = nn.Parameter(torch.empty(copies, size))
+        self.log_dt = self._make_dynamics(self.channels)
+        self.A = self._make_dynamics(copies, size, size)
+        self.B = self._make_dynamics(copies, size)
         self.C = nn.Parameter(torch.empty(1 if config.causal else 2, self.channels, size))
         self.reset_own_parameters()
 
@@ -57,6 +58,7 @@ class LSSL(ContinuousSSM):
         A, B, dt = self._of_channels(self.A), self._of_channels(self.B), self._steps()
         half = dt[..., None] / 2 * A
         one = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-        solved = torch.linalg.solve(one - half, torch.cat([one + half, (dt * B)[..., None]], dim=-1))
+        driven = torch.cat([one + half, (dt * B)[..., None]], dim=-1)
+        solved = torch.linalg.solve(exact(one - half), exact(driven)).to(A.dtype)
         found = [DenseSystem(solved[..., :-1], solved[..., -1], C) for C in self._readouts()]
         return found[0], found[1] if len(found) > 1 else None

@@ -41,11 +41,11 @@ class S4(ContinuousSSM):
         self._make_layers(d_model, config)
         self.state_width = config.d_state
         copies, pairs = config.n_ssm or self.channels, config.d_state // 2
-        self.log_dt = nn.Parameter(torch.empty(self.channels))
-        self.log_A_real = nn.Parameter(torch.empty(copies, pairs))
-        self.A_imag = nn.Parameter(torch.empty(copies, pairs))
-        self.B = nn.Parameter(torch.empty(copies, pairs, 2))
-        self.P = nn.Parameter(torch.empty(copies, 2 if config.init == "legt" else 1, pairs, 2))
+        self.log_dt = self._make_dynamics(self.channels)
+        self.log_A_real = self._make_dynamics(copies, pairs)
+        self.A_imag = self._make_dynamics(copies, pairs)
+        self.B = self._make_dynamics(copies, pairs, 2)
+        self.P = self._make_dynamics(copies, 2 if config.init == "legt" else 1, pairs, 2)
         self.C = nn.Parameter(torch.empty(1 if config.causal else 2, self.channels, pairs, 2))
         self.reset_own_parameters()
 

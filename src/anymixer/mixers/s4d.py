@@ -1,6 +1,7 @@
 """S4D (arXiv 2206.11893): a diagonal state space for every channel, whose kernel is a sum of damped cosines."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,11 @@ B_CLIP = 2.0
 
 
 class ContinuousSSM(StateSpaceMixer):
-    """What S4 and its diagonal relatives share: step sizes, a diagonal A, B and C, at learning rates of their own."""
+    """What S4 and its diagonal relatives share: step sizes, A, B and C.
+
+    Steps, A and B have a learning rate of their own, and float32 at least whatever the other weights are cast to: a
+    kernel compounds what they are rounded by with every lag (bfloat16 weights moved S4D's by a third of their norm).
+    """
 
     @dataclass(kw_only=True)
     class Config(LTIMixer.Config):
@@ -51,12 +56,32 @@ class ContinuousSSM(StateSpaceMixer):
     config: Config
     log_dt: Tensor
     C: Tensor
-    own_rate: tuple[str, ...] = ("log_dt", "log_A_real", "A_imag", "B", "P")
+    dynamics: tuple[str, ...] = ("log_dt", "log_A_real", "A_imag", "B", "P")
+
+    @staticmethod
+    def _make_dynamics(*shape: int) -> nn.Parameter:
+        """A parameter, not filled, in float32 where models are built in less."""
+        return nn.Parameter(wide(torch.empty(shape)))
+
+    def _own_dynamics(self) -> dict[str, Tensor]:
+        """Steps, A and B by name."""
+        return {name: getattr(self, name) for name in self.dynamics if hasattr(self, name)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What `to`, `half` and the like call."""
+        precise = [tensor for t in self._own_dynamics().values() for tensor in (t, t.grad)]
+
+        def apply(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            rounded = any(tensor is t for t in precise) and wide(applied).dtype != applied.dtype
+            return tensor.to(applied.device, torch.float32) if rounded else applied
+
+        return super()._apply(apply, recurse)
 
     def param_hints(self) -> dict[str, ParamHint]:
         """No weight decay and an own learning rate for steps, A and B."""
         hint = ParamHint(weight_decay=False, lr=self.config.ssm_lr)
-        return {name: hint for name in self.own_rate if isinstance(getattr(self, name, None), nn.Parameter)}
+        return {name: hint for name, tensor in self._own_dynamics().items() if isinstance(tensor, nn.Parameter)}
 
     def _steps(self) -> Tensor:
         """dt, [channels, 1]."""
@@ -100,11 +125,11 @@ class S4D(ContinuousSSM):
         copies = config.n_ssm or self.channels
         self.real = config.init == "real"
         modes, parts = (config.d_state, 1) if self.real else (config.d_state // 2, 2)
-        self.log_dt = nn.Parameter(torch.empty(self.channels))
-        self.log_A_real = nn.Parameter(torch.empty(copies, modes))
+        self.log_dt = self._make_dynamics(self.channels)
+        self.log_A_real = self._make_dynamics(copies, modes)
         if not self.real:
-            self.A_imag = nn.Parameter(torch.empty(copies, modes))
-        self.B = nn.Parameter(torch.empty(copies, modes, parts))
+            self.A_imag = self._make_dynamics(copies, modes)
+        self.B = self._make_dynamics(copies, modes, parts)
         self.C = nn.Parameter(torch.empty(1 if config.causal else 2, self.channels, modes, parts))
         self.reset_own_parameters()
 

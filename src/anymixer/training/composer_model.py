@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from anymixer.errors import UserError
 from anymixer.labels import IGNORED_LABEL
+from anymixer.layers.cdmoe import CrossDomainExperts
 from anymixer.training.parallelism import mark_repeated_layers
 
 
@@ -106,10 +107,11 @@ def matrix_weights(model: PreTrainedModel) -> tuple[int, int]:
     """Count the weights that multiply every position, and those that multiply the predicted ones alone.
 
     The latter project onto the vocabulary. Lookup tables multiply nothing and are not counted, except as
-    the projection that is tied to one.
+    the projection that is tied to one; of private experts those count that a position chooses.
     """
     head: nn.Parameter | None = getattr(model.get_output_embeddings(), "weight", None)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     apart = tables if head is None else tables | {id(head)}
     body = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in apart)
+    body -= sum(module.idle_weights() for module in model.modules() if isinstance(module, CrossDomainExperts))
     return body, 0 if head is None else head.numel()
