@@ -13,7 +13,7 @@ TRANSFORMERS ?= 4.51.3 4.57.6 5.17.0 5.23.0
 help:
 	@echo "make demo       build a small corpus, pretrain a small Hydra on it, fill a few masks, finetune it (about 4 minutes)"
 	@echo "make demo-mixers   train each of 17 mixers for a minute and compare them (about 20 minutes)"
-	@echo "make demo-causal   train three small language models, and let one write (minutes each)"
+	@echo "make demo-causal   train a small Doge and a small HGRN2, compare them and let both write (about 4 minutes)"
 	@echo "make test       lint and test (about 6 minutes); make test-all runs the long tests too (about 16)"
 	@echo "make test-transformers   the models and their export on transformers $(TRANSFORMERS)"
 	@echo "make clean        remove .venv and the demo's data and runs"
@@ -53,8 +53,9 @@ demo-mixers: $(VENV)/.installed data/demo/manifest.json
 	$(BIN)/anymixer report matrices $(patsubst yamls/demo/mixers/%.yaml,runs/demo-mixers-%,$(wildcard yamls/demo/mixers/*.yaml))
 
 demo-causal: $(VENV)/.installed data/demo/manifest.json
-	$(BIN)/anymixer compare yamls/demo/causal/*.yaml
-	$(BIN)/anymixer generate runs/demo-causal-hgrn2 --prompt "The function returns" --n-samples 3 --temperature 0.8
+	$(BIN)/anymixer compare yamls/demo/causal/doge.yaml yamls/demo/causal/hgrn2.yaml
+	$(BIN)/anymixer generate runs/demo-causal-doge --prompt "The function returns" --n-samples 2 --temperature 0.8
+	$(BIN)/anymixer generate runs/demo-causal-hgrn2 --prompt "The function returns" --n-samples 2 --temperature 0.8
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -3,22 +3,21 @@
     python benchmarks/decode.py                                    # a laptop
     python benchmarks/decode.py --d-model 1024 --batch 32 --contexts 512 16384
 
-The context is read in parallel (`prefill`), then steps are timed, the contexts in turn, so that what else the machine
-does falls on all of them; and the bytes that a row's state takes. Softmax attention, whose cache grows, comes first.
+The context, one for all rows, is read in parallel (`prefill`), then steps are timed, the contexts in turn, so that
+what else the machine does falls on all of them; and the bytes that a row's state takes. Softmax attention, whose cache
+grows, comes first.
 """
 
 import argparse
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from timing import measure, print_header
+from timing import free_memory, header_lines, measure, print_header, report, told
 
 from anymixer.mixers import build_mixer, mixers
-from anymixer.mixers.base import as_causal, state_bytes
-from anymixer.report.comparison import markdown_table
+from anymixer.mixers.base import State, as_causal, state_bytes
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention": {"positions": "rotary"},
@@ -38,6 +37,11 @@ def causal_specs() -> dict[str, dict[str, Any]]:
     return specs
 
 
+def of_rows(state: State, rows: int) -> State:
+    """The state of one row, for each of `rows` rows."""
+    return {name: tensor.repeat_interleave(rows, dim=0) for name, tensor in state.items()}
+
+
 @torch.no_grad()
 def bench(spec: dict[str, Any], options: argparse.Namespace, device: torch.device) -> list[tuple[float, int]]:
     """Milliseconds of a step after each context, and bytes of a row's state."""
@@ -46,7 +50,8 @@ def bench(spec: dict[str, Any], options: argparse.Namespace, device: torch.devic
     token = torch.randn(options.batch, options.d_model, device=device)
     states, times = [], [math.inf] * len(options.contexts)
     for context in options.contexts:
-        states.append(mixer.prefill(torch.randn(options.batch, context, options.d_model, device=device))[1])
+        state = mixer.prefill(torch.randn(1, context, options.d_model, device=device))[1]
+        states.append(of_rows(state, options.batch))
     for _ in range(options.rounds):
         for i, state in enumerate(states):
             time = measure(lambda state=state: mixer.step(token, state), device, repeat=options.repeat).milliseconds
@@ -64,23 +69,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--markdown", type=Path, metavar="FILE.md")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = f"quickest of {options.rounds} medians of {options.repeat} steps"
-    print_header(device, f"batch {options.batch}, d_model {options.d_model}, {how}")
-    heads = ["mixer", *(f"ms at {n:,}" for n in options.contexts), *(f"kB at {n:,}" for n in options.contexts)]
-    rows = []
-    for name in [BASELINE, *(n for n in options.mixers if n != BASELINE)]:
+    what = f"batch {options.batch}, d_model {options.d_model}, {how}"
+    found = print_header(device, what)
+    columns = ["mixer", *(f"ms at {n:,}" for n in options.contexts), *(f"kB at {n:,}" for n in options.contexts)]
+
+    def row(name: str) -> list[str]:
+        free_memory()
         times, sizes = zip(*bench(specs[name], options, device))
-        rows.append([name, *(f"{time:.3f}" for time in times), *(f"{size / 1000:,.1f}" for size in sizes)])
-    if options.markdown:
-        print(markdown_table(heads, rows))
-        return
-    table = Table(*heads)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=140).print(table)
+        return [name, *(f"{time:.3f}" for time in times), *(f"{size / 1000:,.1f}" for size in sizes)]
+
+    rows = list(told(map(row, [BASELINE, *(n for n in options.mixers if n != BASELINE)])))
+    report(columns, rows, header_lines(device, what, found), options.markdown)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,9 @@ def in_fork(data: str, saves: Path, losses: Path, kill: Kill | None = None) -> i
 def main(job: dict[str, Any]) -> None:
     """Do one whole run, then the killed one to its end; print how many times it was killed."""
     torch.set_num_threads(1)
+    # For all forks: one of a killed fork's own removes its segments at some later moment, and by then the next fork may
+    # have those of that number.
+    resource_tracker.ensure_running()
     folder, data = Path(job["folder"]), job["data"]
     assert in_fork(data, folder / "whole", folder / "losses-0.jsonl") == 0
     seconds = [json.loads(line)["seconds"] for line in (folder / "losses-0.jsonl").open()]

@@ -54,7 +54,7 @@ def test_killed_at_ten_random_moments_the_losses_are_the_same(tmp_path):
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     command = [sys.executable, str(SCRIPT), json.dumps(job)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, f"seed {seed}: {done.stderr}"
     whole = losses(tmp_path / "losses-0.jsonl")
     assert list(whole) == list(range(1, 41))

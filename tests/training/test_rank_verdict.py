@@ -113,6 +113,11 @@ def test_waiting_counts_from_its_first_beat():
     assert seen.waits_since == 5.0 and seen.updated(replace(beat, waits=True, count=2), 6.0).waits_since == 5.0
 
 
+def test_seconds_in_which_nothing_was_seen_do_not_count():
+    seen = Seen(launch()[1].beat, 940.0, 900.0, 995.0).without(10.0, NOW)
+    assert (seen.beat_at, seen.moved_at, seen.waits_since) == (950.0, 910.0, NOW)
+
+
 def test_a_failure_is_told_after_a_while_or_at_once_to_who_has_felt_it():
     failed = {"failure": "OutOfMemoryError: CUDA", "ending": True, "beat_ago": 1.0}
     assert verdict(launch(rank1=failed)) is None
@@ -130,9 +135,16 @@ def test_who_was_asked_to_end_can_be_started_again_and_hides_no_failure():
 
 
 def test_where_all_are_asked_to_end_nobody_has_failed():
-    asked = {"failure": "was asked to end", "ending": True, "beat_ago": 6.0}
+    asked = {"failure": "was asked to end", "blameless": True, "ending": True, "beat_ago": 6.0}
     assert verdict(launch(rank0=asked, rank1=asked, rank2=asked), impatient=True, asked_to_end=True) is None
     assert verdict(launch(rank1=asked)).lost == (1,)
+
+
+def test_who_is_asked_to_end_after_a_failure_is_told_of_it():
+    asked = {"failure": "was asked to end", "blameless": True, "ending": True}
+    failed = {"failure": "ValueError: x", "ending": True}
+    found = verdict(launch(rank0=asked, rank1=failed, rank2=asked), impatient=True, asked_to_end=True)
+    assert (found.lost, found.exit_code) == ((1,), FAILED) and "has failed (ValueError: x)" in found.text
 
 
 def test_what_another_rank_has_concluded_is_taken_over():

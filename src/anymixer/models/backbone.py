@@ -14,6 +14,12 @@ from anymixer.mixers import SequenceMixer, build_mixer
 from anymixer.mixers.base import State
 
 
+def cycled(choice: Any, layers: int) -> list[Any]:
+    """What each layer gets of a configuration's one choice for all, or list of choices to cycle through."""
+    cycle = choice if isinstance(choice, (list, tuple)) else [choice]
+    return [cycle[i % len(cycle)] for i in range(layers)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResidualOptions:
     """How a mixer is put into a residual.
@@ -66,14 +72,14 @@ class Residual(nn.Module):
 class Layer(nn.Module):
     """One sequence mixer and at most one channel mixer, each in a residual."""
 
-    def __init__(self, config: Any, mixer: Any, layer_idx: int) -> None:
-        """config: MixerBertConfig or alike; mixer: this layer's specification."""
+    def __init__(self, config: Any, mixer: Any, channel_mixer: Any, layer_idx: int) -> None:
+        """config: MixerBertConfig or alike; mixer, channel_mixer: this layer's specifications."""
         super().__init__()
         width, options = config.hidden_size, config.residual_options()
         self.sequence = Residual(build_mixer(mixer, width, layer_idx), width, options)
         self.channel = None
-        if config.channel_mixer is not None:
-            cls, channel_options = channel_mixers.parse(config.channel_mixer, "channel_mixer")
+        if channel_mixer is not None:
+            cls, channel_options = channel_mixers.parse(channel_mixer, "channel_mixer")
             self.channel = Residual(cls(width, channel_options), width, options)
 
     def forward(self, hidden_states: Tensor, packing: Packing | None) -> Tensor:
@@ -120,7 +126,8 @@ class Backbone(nn.Module):
     def __init__(self, config: Any, mixers: Sequence[Any]) -> None:
         """mixers: the specification of each layer's."""
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config, mixer, i) for i, mixer in enumerate(mixers))
+        channels = cycled(config.channel_mixer, len(mixers))
+        self.layers = nn.ModuleList(Layer(config, *pair, i) for i, pair in enumerate(zip(mixers, channels)))
         self.shared = nn.ModuleDict(_shared(self.layers, config.hidden_size))
         options = config.residual_options()
         self.final_norm = options.make_norm(config.hidden_size) if options.prenorm else None

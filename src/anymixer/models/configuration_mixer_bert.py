@@ -4,18 +4,18 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from anymixer.models.backbone import ResidualOptions
+from anymixer.models.backbone import ResidualOptions, cycled
 
 
 class MixerBertConfig(PretrainedConfig):
     """A BERT whose sequence mixer is a choice.
 
     mixer: {"name": ..., options} or a list of these, cycled over the layers. channel_mixer: the same for what
-    follows each sequence mixer, or None. prenorm: normalise before each mixer and once at the end, instead of
-    after each residual sum. norm_eps: of the norms between layers; layer_norm_eps: of embeddings and head.
-    hidden_dropout_prob: of the embeddings; layer_dropout_prob: of each mixer's output before its residual sum.
-    position_embeddings: "learned" (absolute, up to max_position_embeddings) or "none". vocab_size: 30528 is
-    bert-base-uncased's 30522 rounded up to a multiple of 8.
+    follows each sequence mixer; None, alone or in the list, is nothing. prenorm: normalise before each mixer and
+    once at the end, instead of after each residual sum. norm_eps: of the norms between layers; layer_norm_eps: of
+    embeddings and head. hidden_dropout_prob: of the embeddings; layer_dropout_prob: of each mixer's output before
+    its residual sum. position_embeddings: "learned" (absolute, up to max_position_embeddings) or "none".
+    vocab_size: 30528 is bert-base-uncased's 30522 rounded up to a multiple of 8.
     """
 
     model_type = "mixer_bert"
@@ -62,5 +62,4 @@ class MixerBertConfig(PretrainedConfig):
 
     def layer_mixers(self) -> list[Any]:
         """The mixer specification of each layer."""
-        cycle = self.mixer if isinstance(self.mixer, (list, tuple)) else [self.mixer]
-        return [cycle[i % len(cycle)] for i in range(self.num_hidden_layers)]
+        return cycled(self.mixer, self.num_hidden_layers)

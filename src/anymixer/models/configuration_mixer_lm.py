@@ -4,18 +4,18 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from anymixer.models.backbone import ResidualOptions
+from anymixer.models.backbone import ResidualOptions, cycled
 
 
 class MixerLMConfig(PretrainedConfig):
     """A causal language model whose sequence mixer is a choice.
 
     mixer: {"name": ..., options} or a list of these, cycled over the layers; a mixer with a causal and another form
-    takes the causal one. channel_mixer: the same for what follows each sequence mixer, or None. Layers normalise
-    before each mixer (norm: rms_norm or layer_norm) and once at the end. residual_weights: multiply each residual
-    branch by a learned number per channel (arXiv 2412.11834). position_embeddings: "learned" (absolute, up to
-    max_position_embeddings) or "none". embedding_dropout_prob, layer_dropout_prob: of the embeddings, and of each
-    mixer's output before its residual sum.
+    takes the causal one. channel_mixer: the same for what follows each sequence mixer; None, alone or in the list, is
+    nothing. Layers normalise before each mixer (norm: rms_norm or layer_norm) and once at the end. residual_weights:
+    multiply each residual branch by a learned number per channel (arXiv 2412.11834). position_embeddings: "learned"
+    (absolute, up to max_position_embeddings) or "none". embedding_dropout_prob, layer_dropout_prob: of the embeddings,
+    and of each mixer's output before its residual sum.
     """
 
     model_type = "mixer_lm"
@@ -72,5 +72,4 @@ class MixerLMConfig(PretrainedConfig):
 
     def layer_mixers(self) -> list[Any]:
         """The mixer specification of each layer."""
-        cycle = self.mixer if isinstance(self.mixer, (list, tuple)) else [self.mixer]
-        return [cycle[i % len(cycle)] for i in range(self.num_hidden_layers)]
+        return cycled(self.mixer, self.num_hidden_layers)

@@ -91,11 +91,8 @@ class ModelConfig:
                 raise UserError("model.model_config.mixer: set model.mixer")
         architecture = self._architecture()
         self._validate_sizes(architecture)
-        from anymixer.layers.channel_mixers import channel_mixers
-
         self._mixer_options(architecture.hidden_size)
-        if architecture.channel_mixer is not None:
-            channel_mixers.parse(architecture.channel_mixer, "model.model_config.channel_mixer")
+        self._validate_channel_mixers(architecture.channel_mixer)
 
     def _architecture(self) -> Any:
         """`model_config`, typed by the signature of the model's own configuration class."""
@@ -122,6 +119,18 @@ class ModelConfig:
             )
         if getattr(architecture, "norm", "layer_norm") not in ("layer_norm", "rms_norm"):
             raise UserError(f"model.model_config.norm: '{architecture.norm}' is neither layer_norm nor rms_norm")
+
+    @staticmethod
+    def _validate_channel_mixers(choice: Any) -> None:
+        from anymixer.layers.channel_mixers import channel_mixers
+
+        key = "model.model_config.channel_mixer"
+        many = isinstance(choice, (list, tuple))
+        if many and not choice:
+            raise UserError(f"{key}: an empty list; null is none")
+        for place, spec in enumerate(choice if many else [choice]):
+            if spec is not None:
+                channel_mixers.parse(spec, f"{key}[{place}]" if many else key)
 
     def _config_class(self) -> Any:
         from anymixer.models.configuration_mixer_bert import MixerBertConfig

@@ -16,7 +16,7 @@ FAILED = 1
 # A rank that has failed is waited for this long: the others may be about to find the same mistake themselves.
 _FAILURE_GRACE = 5.0
 # torch ends a rank that waits at dist_timeout; this is said shortly before.
-_STANDSTILL_SHARE = 0.9
+STANDSTILL_SHARE = 0.9
 _NAMED = 4
 _HAS_FAILED = "has failed"
 _AGAIN = "Start the same command again; with autoresume=true it continues from the last checkpoint"
@@ -97,6 +97,10 @@ class Seen:
             now if beat.waits and not self.beat.waits else self.waits_since,
         )
 
+    def without(self, seconds: float, now: float) -> "Seen":
+        """The same where the last seconds do not count, because this process saw nothing in them."""
+        return Seen(self.beat, *(min(at + seconds, now) for at in (self.beat_at, self.moved_at, self.waits_since)))
+
 
 def judge(
     seen: Mapping[int, Seen],
@@ -120,13 +124,14 @@ def judge(
         rank_timeout, dist_timeout: as in TrainerConfig.
         condition: "gone", "stopped" or "running" for a process of this machine, None for one that cannot be known.
         impatient: this rank has lost the connection to another already, and wants to know to which.
-        asked_to_end: this rank was asked to end; so were others then, which is no failure of theirs.
+        asked_to_end: this rank was asked to end; so were others then, which is no failure of theirs, unless they had
+            one of their own.
     """
     others = [other for rank, other in seen.items() if rank != me]
     told = [other.beat.verdict for other in others if other.beat.verdict is not None]
     if told:
         return told[0]
-    standstill = _STANDSTILL_SHARE * dist_timeout
+    standstill = STANDSTILL_SHARE * dist_timeout
     for found, how in (
         ([o.beat for o in others if not o.beat.ending and condition(o.beat) == "gone"], "has died"),
         (_failed(others, now, 0.0 if impatient else _FAILURE_GRACE, asked_to_end), _HAS_FAILED),
@@ -154,7 +159,7 @@ def unanswered(
 
 
 def _failed(others: Sequence[Seen], now: float, grace: float, excuse: bool) -> list[Beat]:
-    failed = [o for o in others if o.beat.failure is not None and not (excuse and o.beat.ending)]
+    failed = [o for o in others if o.beat.failure is not None and not (excuse and o.beat.blameless)]
     found = [o.beat for o in failed if now - o.beat_at >= grace]
     return [beat for beat in found if not beat.blameless] or found
 

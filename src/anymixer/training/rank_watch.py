@@ -11,6 +11,7 @@ What is told goes through the store that the ranks met in, which rank 0 keeps (o
 
 import atexit
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,13 +31,15 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed import DistError, TCPStore
 
-from anymixer.training.rank_verdict import Beat, Seen, Verdict, judge, unanswered
+from anymixer.training.rank_verdict import STANDSTILL_SHARE, Beat, Seen, Verdict, judge, unanswered
 from anymixer.training.whereabouts import SAVING, Whereabouts, main_thread, where_raised
 
 # Seconds between two beats, up to this many ranks; more of them beat the less often.
 _INTERVAL, _RANKS_A_SECOND = 1.0, 64
 # A rank that has missed fewer beats than this is not silent, whatever `rank_timeout` says.
 _MISSED = 5
+# Seconds that a thread sleeps at a time while it waits for another of this process.
+_MOMENT = 0.1
 # Seconds that the main thread gets to end by itself once it is clear that the launch has ended.
 _GRACE = 5.0
 # Seconds that whatever comes after SIGTERM may take: the launcher, which sent it, kills after 30.
@@ -155,23 +158,24 @@ class RankWatch:
         self.left = self.left or where_raised(error)
         # SystemExit is Composer's answer to SIGTERM, which a launcher sends when a rank has died, and to Ctrl-C.
         self._asked_to_end |= isinstance(error, SystemExit | KeyboardInterrupt)
+        self._blameless = self._asked_to_end or _is_exchange_error(error)
         if self._asked_to_end:
             self.failure = "was asked to end"
             self._wait(min(4 * self.interval, _AFTER_SIGTERM))
         else:
-            if _is_exchange_error(error):
-                self._wait(self.rank_timeout + 4 * self.interval)
+            if self._blameless:
+                # torch's clock has gone on while this process was stopped, and the watch's has not.
+                standstill = STANDSTILL_SHARE * self.dist_timeout if _is_timeout(error) else 0.0
+                self._wait(max(self.rank_timeout, standstill) + 4 * self.interval)
             self.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        self._blameless = self._asked_to_end or _is_exchange_error(error)
         self._explained = error
         return self._verdict
 
     def _wait(self, seconds: float) -> None:
         self._impatient = True
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self._decided.wait(0.1):
-            if self._asked_to_end and all(one.beat.ending for one in self._others()):
-                return  # so were all, and none is lost
+        for moment in _moments(seconds):
+            if self._decided.wait(moment) or (self._asked_to_end and all(map(_only_ends, self._others()))):
+                return
 
     def end(self) -> None:
         """Tell the others that this process ends, and why if it has failed; rank 0 waits for them to read it.
@@ -182,7 +186,10 @@ class RankWatch:
             self._let_save(self._verdict)
         self._leaving.set()
         # At a good end a rank may be as slow to read this as it may be to beat.
-        self._told.wait(self.rank_timeout if self.rank == 0 and self.failure is None else self._grace)
+        seconds = self.rank_timeout if self.rank == 0 and self.failure is None else self._grace
+        for moment in _moments(seconds):
+            if self._told.wait(moment):
+                break
         if self._verdict is not None:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -260,15 +267,15 @@ class RankWatch:
         while not self._leaving.wait(self.interval / 2):
             now = time.monotonic()
             if now - before > _MISSED * self.interval:  # this process was stopped itself, or its machine
-                self._forget(now)
+                self._leave_out(now - before, now)
             before = now
             verdict = self._judge(now)
             if verdict is not None:
                 self._conclude(verdict)
 
-    def _forget(self, now: float) -> None:
-        self._exchanged_at = now
-        self._seen = {rank: Seen(one.beat, now, now, now) for rank, one in self._seen.items()}
+    def _leave_out(self, seconds: float, now: float) -> None:
+        self._exchanged_at = min(self._exchanged_at + seconds, now)
+        self._seen = {rank: one.without(seconds, now) for rank, one in self._seen.items()}
 
     def _judge(self, now: float) -> Verdict | None:
         # What this rank has told of itself is old where the store does not answer.
@@ -312,18 +319,18 @@ class RankWatch:
         for rank in verdict.lost:
             self._kill(self._seen[rank].beat)
         self._decided.set()
-        time.sleep(self._grace)
+        for moment in _moments(self._grace):
+            time.sleep(moment)
         self._let_save(verdict)
         os._exit(verdict.exit_code)
 
     def _let_save(self, verdict: Verdict) -> None:
         """Wait while a rank writes a checkpoint: the first to end has its launcher end those beside it."""
-        deadline = time.monotonic() + _AFTER_SIGTERM
-        while time.monotonic() < deadline:
+        for moment in _moments(_AFTER_SIGTERM):
             ranks = [one.beat for one in self._others() if one.beat.rank not in verdict.lost and not one.beat.ending]
             if not any(doing.startswith(SAVING) for doing in (str(main_thread()), *(beat.doing for beat in ranks))):
                 return
-            time.sleep(0.1)
+            time.sleep(moment)
 
     def _kill(self, beat: Beat) -> None:
         """End a process of this machine that is stopped. A launcher takes half a minute to, and then ends the process
@@ -331,6 +338,17 @@ class RankWatch:
         if _condition(self._beat, beat) == "stopped":
             with contextlib.suppress(OSError):  # it has ended, or is another user's
                 os.kill(beat.pid, signal.SIGKILL)
+
+
+def _moments(seconds: float) -> Iterable[float]:
+    """What to sleep, again and again, to wait for another thread: it is stopped when this one is, so that the time that
+    a process was stopped must not count."""
+    return itertools.repeat(_MOMENT, round(seconds / _MOMENT))
+
+
+def _only_ends(seen: Seen) -> bool:
+    """Whether a rank ends, and not for a failure of its own."""
+    return seen.beat.ending and (seen.beat.failure is None or seen.beat.blameless)
 
 
 def _machine() -> str:
@@ -370,3 +388,8 @@ def _is_exchange_error(error: BaseException) -> bool:
     if isinstance(error, DistError):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in _EXCHANGE_ERRORS)
+
+
+def _is_timeout(error: BaseException) -> bool:
+    """Whether an exception is torch's for a rank that kept this one waiting, rather than for a broken connection."""
+    return any(part in str(error).lower() for part in ("timed out", "timeout"))
