@@ -1,4 +1,4 @@
-"""Learning-rate schedules: Composer's, and warm-up, stable, decay (WSD), which Composer lacks."""
+"""Learning-rate schedules: Composer's, and two that it lacks: warm-up, stable, decay (WSD), and inverse square root."""
 
 import math
 import warnings
@@ -13,7 +13,7 @@ from composer.optim.scheduler import _convert_time
 from anymixer.errors import UserError
 from anymixer.training.named_table import NamedTable, check_kwargs
 from anymixer.training.times import for_composer, parse_time
-from anymixer.training.trainer_config import WSD, WSD_DECAY
+from anymixer.training.trainer_config import INVERSE_SQRT, WSD, WSD_DECAY
 
 if TYPE_CHECKING:
     from anymixer.training.trainer_config import SchedulerConfig
@@ -24,6 +24,7 @@ SCHEDULERS = NamedTable(
         "constant_with_warmup": "composer.optim:ConstantWithWarmupScheduler",
         "cosine_with_warmup": "composer.optim:CosineAnnealingWithWarmupScheduler",
         "linear_decay_with_warmup": "composer.optim:LinearWithWarmupScheduler",
+        INVERSE_SQRT: "anymixer.training.schedulers:InverseSquareRootScheduler",
         WSD: "anymixer.training.schedulers:WarmupStableDecayScheduler",
     },
     one_name=True,
@@ -79,6 +80,24 @@ class WarmupStableDecayScheduler(ComposerScheduler):
         over = min(1.0, (now - start) / t_decay.value) if t_decay.value else 1.0
         fallen = math.sqrt(over) if self.decay == "sqrt" else over
         return 1.0 - (1.0 - self.alpha_f) * fallen
+
+
+class InverseSquareRootScheduler(ComposerScheduler):
+    """Linear warm-up from 0 to 1, then sqrt(t_warmup / t) (arXiv 1706.03762, 5.3), which knows no end.
+
+    Args:
+        t_warmup: length of the warm-up, more than 0 (checked by SchedulerConfig; a share of a short training may still
+            come to 0 steps, of which the first then counts as the warm-up).
+    """
+
+    def __init__(self, t_warmup: str) -> None:
+        self.t_warmup = t_warmup
+
+    def __call__(self, state: State, ssr: float = 1.0) -> float:
+        """Return the multiplier of the learning rate at `state.timestamp`."""
+        t_warmup = _convert_time(self.t_warmup, state)
+        warmup, now = max(1, t_warmup.value), state.timestamp.get(t_warmup.unit).value
+        return now / warmup if now < warmup else math.sqrt(warmup / now)
 
 
 def scheduler_kwargs(config: "SchedulerConfig") -> dict[str, Any]:

@@ -15,7 +15,8 @@ DEVICES = ("cpu", "gpu", "mps")
 # As in anymixer_kernels.BACKENDS, which only torch's import would give.
 BACKENDS = ("auto", "triton", "torch", "reference", "mamba_ssm")
 DECAYS = ("linear", "sqrt")
-WSD, WSD_DECAY = "warmup_stable_decay", "0.1dur"  # the schedule that we add, and how long its decay lasts
+INVERSE_SQRT = "inverse_sqrt_with_warmup"
+WSD, WSD_DECAY = "warmup_stable_decay", "0.1dur"  # and how long its decay lasts
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 # Signs of life come once a second; a machine that is busy may delay a few.
 MIN_RANK_TIMEOUT = 5.0
@@ -78,6 +79,8 @@ class SchedulerConfig:
         Composer compares the schedule's times with each other and with `max_duration`, so all must
         come down to one unit. What only the number of steps in an epoch tells is checked when training begins.
         """
+        if self.name == INVERSE_SQRT and parse_time(self.t_warmup, f"{key}.t_warmup")[0] == 0:
+            raise UserError(f"{key}.t_warmup: {INVERSE_SQRT} falls from where the warm-up ends; set e.g. 4000ba")
         end = scheduler_unit(self.t_max or "1dur", max_duration, f"{key}.t_max")
         for name in ("t_warmup", "t_decay"):
             value = getattr(self, name)
