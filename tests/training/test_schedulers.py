@@ -52,7 +52,7 @@ def test_composers_schedules_match_their_formulas(name, formula, alpha_f):
 def test_inverse_square_root_matches_its_formula():
     values = multipliers(SchedulerConfig(name="inverse_sqrt_with_warmup", t_warmup="0.06dur"), batch=8)
     assert values == pytest.approx([step / 60 if step < 60 else (60 / step) ** 0.5 for step in range(STEPS + 1)])
-    with pytest.raises(UserError, match="scheduler.t_warmup: inverse_sqrt_with_warmup falls from where"):
+    with pytest.raises(UserError, match=r"scheduler.t_warmup: inverse_sqrt_with_warmup falls from where"):
         SchedulerConfig(name="inverse_sqrt_with_warmup", t_warmup="0ba").validate("100ba")
 
 
