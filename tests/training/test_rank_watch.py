@@ -15,8 +15,9 @@ pytest.importorskip("composer")
 
 from anymixer import pretrain
 from anymixer.training import rank_watch
+from anymixer.training.rank_process import condition_of
 from anymixer.training.rank_verdict import Seen, Verdict
-from anymixer.training.rank_watch import _condition, ends_told
+from anymixer.training.rank_watch import ends_told
 from anymixer.training.whereabouts import SAVING
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -50,16 +51,16 @@ def watch(monkeypatch):
 
 def test_setting_the_clock_makes_no_process_another(watch, monkeypatch):
     boot = psutil.boot_time()
-    assert _condition(watch._beat, watch._beat) == "running"
+    assert condition_of(watch._beat, watch._beat) == "running"
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 100.0)
-    assert _condition(watch._beat, watch._beat) == "running"
-    assert _condition(watch._beat, replace(watch._beat, born=watch._beat.born - 100)) == "gone"
+    assert condition_of(watch._beat, watch._beat) == "running"
+    assert condition_of(watch._beat, replace(watch._beat, born=watch._beat.born - 100)) == "gone"
 
 
 def test_machines_of_one_name_are_told_apart(watch, monkeypatch):
     assert socket.gethostname() not in watch._beat.machine
     assert Path("/proc/sys/kernel/random/boot_id").read_text().strip() in watch._beat.machine
-    assert _condition(watch._beat, replace(watch._beat, machine="elsewhere", pid=2**22)) is None
+    assert condition_of(watch._beat, replace(watch._beat, machine="elsewhere", pid=2**22)) is None
 
 
 def test_a_process_that_may_not_be_looked_at_is_not_known(watch, monkeypatch):
@@ -67,7 +68,7 @@ def test_a_process_that_may_not_be_looked_at_is_not_known(watch, monkeypatch):
         raise psutil.AccessDenied(self.pid)
 
     monkeypatch.setattr(psutil.Process, "status", denied)
-    assert _condition(watch._beat, watch._beat) is None
+    assert condition_of(watch._beat, watch._beat) is None
 
 
 def test_more_ranks_beat_less_often_and_may_be_silent_longer(watch, monkeypatch):

@@ -23,7 +23,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import psutil
 from composer.core import Callback, Event, State
@@ -31,6 +30,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed import DistError, TCPStore
 
+from anymixer.training.rank_process import born, condition_of, machine
 from anymixer.training.rank_verdict import STANDSTILL_SHARE, Beat, Seen, Verdict, judge, unanswered
 from anymixer.training.whereabouts import SAVING, Whereabouts, main_thread, where_raised
 
@@ -109,7 +109,7 @@ class RankWatch:
         self._grace = min(max(_GRACE, 2 * self.interval), _AFTER_SIGTERM)
         process = psutil.Process()
         self._beat = Beat(
-            rank=self.rank, host=socket.gethostname(), machine=_machine(), pid=process.pid, born=_born(process)
+            rank=self.rank, host=socket.gethostname(), machine=machine(), pid=process.pid, born=born(process)
         )
         # torchrun keeps its store when it starts the ranks anew, and counts that on each machine for itself.
         launch = [uuid.uuid4().hex]
@@ -247,7 +247,7 @@ class RankWatch:
 
     def _knows(self, beat: Beat, told: dict[int, int]) -> bool:
         """Whether a rank has ended, will, or has read since (between two beats) the last words of rank 0."""
-        gone = _condition(self._beat, beat) == "gone"
+        gone = condition_of(self._beat, beat) == "gone"
         return beat.ending or beat.verdict is not None or gone or beat.count >= told[beat.rank] + 2
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -294,17 +294,17 @@ class RankWatch:
         if verdict is None and self.rank != 0 and not seen[0].beat.ending and self._unanswered(now):
             store = f"torchrun's store at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             keeper = store if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
-            verdict = unanswered(seen, self.rank, lambda beat: _condition(self._beat, beat), keeper)
+            verdict = unanswered(seen, self.rank, lambda beat: condition_of(self._beat, beat), keeper)
         return verdict
 
     def _unanswered(self, now: float) -> bool:
         """Whether the store has ended: for long, or with rank 0, which keeps it."""
-        ended = self._store is None and _condition(self._beat, self._seen[0].beat) == "gone"
+        ended = self._store is None and condition_of(self._beat, self._seen[0].beat) == "gone"
         return ended or now - self._exchanged_at > self.rank_timeout
 
     def _condition(self, beat: Beat) -> str | None:
-        """As `_condition`, but a process that is gone counts once its last words, which may explain it, are read."""
-        found = _condition(self._beat, beat)
+        """As `condition_of`, but a process that is gone counts once its last words, which may explain it, are read."""
+        found = condition_of(self._beat, beat)
         if found == "gone" and self._exchanged_at <= self._gone.setdefault(beat.rank, time.monotonic()):
             return None
         return found
@@ -335,7 +335,7 @@ class RankWatch:
     def _kill(self, beat: Beat) -> None:
         """End a process of this machine that is stopped. A launcher takes half a minute to, and then ends the process
         that removes its shared memory too."""
-        if _condition(self._beat, beat) == "stopped":
+        if condition_of(self._beat, beat) == "stopped":
             with contextlib.suppress(OSError):  # it has ended, or is another user's
                 os.kill(beat.pid, signal.SIGKILL)
 
@@ -349,38 +349,6 @@ def _moments(seconds: float) -> Iterable[float]:
 def _only_ends(seen: Seen) -> bool:
     """Whether a rank ends, and not for a failure of its own."""
     return seen.beat.ending and (seen.beat.failure is None or seen.beat.blameless)
-
-
-def _machine() -> str:
-    """The name space that this process's id means something in; "" where there is none to be known.
-
-    The outermost one has the same number everywhere, and machines that were cloned the same name.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _born(process: psutil.Process) -> float:
-    """Seconds after the start of the machine, which setting its clock does not change."""
-    return process.create_time() - psutil.boot_time()
-
-
-def _condition(mine: Beat, beat: Beat) -> str | None:
-    """What became of a process of this machine: "gone", "stopped" or "running"; None if that cannot be known here."""
-    if not mine.machine or beat.machine != mine.machine:
-        return None
-    try:
-        process = psutil.Process(beat.pid)
-        if abs(_born(process) - beat.born) > 1 or process.status() == psutil.STATUS_ZOMBIE:
-            return "gone"
-        return "stopped" if process.status() == psutil.STATUS_STOPPED else "running"
-    except psutil.NoSuchProcess:
-        return "gone"
-    except psutil.AccessDenied:
-        return None
 
 
 def _is_exchange_error(error: BaseException) -> bool:
