@@ -65,7 +65,7 @@ def test_a_cache_stays_as_it_was_when_it_is_continued():
 def test_nothing_new_to_read_is_said():
     model = make()
     first, _, mask, cache = turns(model)
-    with pytest.raises(ValueError, match="past_key_values: it has seen 5 tokens and the attention mask has 5"):
+    with pytest.raises(ValueError, match="past_key_values: of 5 tokens 0 follow the 5 that it has seen"):
         model.generate(first, attention_mask=mask[:, :5], past_key_values=cache, **GREEDY)
 
 
@@ -94,6 +94,20 @@ def test_learned_positions_end_with_a_message():
     assert model.generate(ids, **GREEDY).shape == (1, 9)  # the last token is not read
     with pytest.raises(ValueError, match="9 tokens, but max_position_embeddings is 8"):
         model.generate(ids, **GREEDY | {"max_new_tokens": 5})
+
+
+def test_a_mask_that_transformers_leaves_out_is_not_missed():
+    """As newer versions do where it hides nothing."""
+    model = make()
+    first, second, _, cache = turns(model)
+    both, embeddings = torch.cat([first, second], 1), model.get_input_embeddings()(first)
+    read = model.prepare_inputs_for_generation
+    assert torch.equal(read(first)["input_ids"], first)
+    assert read(first[:, :0], inputs_embeds=embeddings, is_first_iteration=True)["inputs_embeds"] is embeddings
+    new = second.shape[1]
+    for tokens, length in ((both, new), (second, None)):
+        inputs = read(tokens, past_key_values=cache, next_sequence_length=length)
+        assert torch.equal(inputs["input_ids"], second) and inputs["attention_mask"] is None
 
 
 def test_a_prompt_without_padding_is_read_without_a_mask():

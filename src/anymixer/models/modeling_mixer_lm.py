@@ -246,30 +246,36 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         *,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None = None,
         past_key_values: MixerCache | None = None,
         inputs_embeds: Tensor | None = None,
+        next_sequence_length: int | None = None,
+        is_first_iteration: bool = False,
         **kwargs: object,
     ) -> dict[str, object]:
         """What `forward` reads at the next step of generation: what the cache has not seen.
 
         attention_mask: of all tokens so far, also where input_ids are only those that follow the cache or, after
-        embeddings, those that were generated.
+        embeddings, those that were generated. Newer versions of transformers leave out one that hides nothing; the last
+        `next_sequence_length` tokens, or all that are given, are then unseen, and is_first_iteration is theirs to say.
         """
-        length = attention_mask.shape[1]
-        name, tokens = "input_ids", input_ids
-        if inputs_embeds is not None and inputs_embeds.shape[1] == length:
-            name, tokens = "inputs_embeds", inputs_embeds
+        by_embeddings = inputs_embeds is not None and (
+            is_first_iteration if attention_mask is None else inputs_embeds.shape[1] == attention_mask.shape[1]
+        )
+        name, tokens = ("inputs_embeds", inputs_embeds) if by_embeddings else ("input_ids", input_ids)
+        assert tokens is not None
         if past_key_values is None:
             # Padding keeps attention from its fastest kernels, so none is claimed where there is none.
-            mask = None if attention_mask.all() else attention_mask
+            mask = None if attention_mask is None or attention_mask.all() else attention_mask
             use_cache = kwargs.get("use_cache", True)
             return {name: tokens, "attention_mask": mask, "use_cache": use_cache, "logits_to_keep": 1}
-        new = length - past_key_values.seen
+        new = tokens.shape[1] if next_sequence_length is None else next_sequence_length
+        if attention_mask is not None:
+            new = attention_mask.shape[1] - past_key_values.seen
         if not 1 <= new <= tokens.shape[1]:
             raise ValueError(
-                f"past_key_values: it has seen {past_key_values.seen} tokens and the attention mask has {length}; "
-                f"give all of them and those to follow, or the latter with a mask of all"
+                f"past_key_values: of {tokens.shape[1]} tokens {new} follow the {past_key_values.seen} that it has "
+                "seen; give all of them and those to follow, or the latter with a mask of all"
             )
         return {
             name: tokens[:, -new:],
