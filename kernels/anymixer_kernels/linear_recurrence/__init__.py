@@ -7,6 +7,8 @@ keys, arXiv 2312.06635, 2404.07904), linear attention (no decay). As a matrix, M
 exp(sum_{r=s+1}^{t} log_decay[r,n]) for s <= t, within a sequence.
 """
 
+from functools import partial
+
 from torch import Tensor
 
 from anymixer_kernels.backend import current_backend, runs_without_triton, takes_mamba_ssm
@@ -76,11 +78,13 @@ def linear_recurrence_both_ways(
     M[t,s] is the recurrence's for s <= t and that of the reversed row for s > t, so that a token's own part, which both
     directions have, counts once. Returns y, of v's shape and dtype.
     """
+    return mix_both_ways(partial(_recur, chunk_size=chunk_size), q, k, v, log_decay, sequence_id)
 
-    def recur(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, ids: Tensor | None) -> Tensor:
-        return linear_recurrence(q, k, v, log_decay, sequence_id=ids, chunk_size=chunk_size)[0]
 
-    return mix_both_ways(recur, q, k, v, log_decay, sequence_id)
+def _recur(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, sequence_id: Tensor | None, *, chunk_size: int
+) -> Tensor:
+    return linear_recurrence(q, k, v, log_decay, sequence_id=sequence_id, chunk_size=chunk_size)[0]
 
 
 def linear_recurrence_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
