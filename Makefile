@@ -13,7 +13,7 @@ TRANSFORMERS ?= 4.51.3 4.57.6 5.17.0 5.23.0
 help:
 	@echo "make demo       build a small corpus, pretrain a small Hydra on it, fill a few masks, finetune it (about 4 minutes)"
 	@echo "make demo-mixers   train each of 17 mixers for a minute and compare them (about 20 minutes)"
-	@echo "make demo-causal   train a small Doge and a small HGRN2, compare them and let both write (about 4 minutes)"
+	@echo "make demo-causal   train a small Doge and a small HGRN2, compare them and let both write (about 3 minutes)"
 	@echo "make test       lint and test (about 6 minutes); make test-all runs the long tests too (about 17)"
 	@echo "make test-transformers   the models and their export on transformers $(TRANSFORMERS)"
 	@echo "make clean        remove .venv and the demo's data and runs"
