@@ -62,7 +62,7 @@ def test_a_block_is_the_same_either_way(packed, monkeypatch):
     ids = ids_of(24) if packed else ids_of(24)[:2].clamp(max=0)
     packing, hidden = Packing(ids, packed), torch.randn(len(ids), 24, 32, device=DEVICE)
     expected = mixer(hidden, packing)
-    monkeypatch.setattr(attention, "prefers_sequences", lambda q, packing: True)
+    monkeypatch.setattr(attention, "prefers_sequences", lambda q: True)
     actual = mixer(hidden, packing)
     real = (ids >= 0)[..., None]
     torch.testing.assert_close(actual * real, expected * real)
@@ -73,9 +73,8 @@ def test_runs_follow_each_other_through_the_batch():
     assert offsets.tolist() == [0, 1, 4, 6, 8, 16, 18, 21, 24, 32] and longest == 8
 
 
-def test_short_rows_and_cpus_keep_the_mask(monkeypatch):
-    packing = Packing(torch.zeros(1, 1024, dtype=torch.int64), packed=True)
+def test_short_rows_and_cpus_keep_the_mask():
     q = torch.empty(1, 1, 1024, 64, device=DEVICE)
-    assert prefers_sequences(q, packing) == ON_GPU
-    assert not prefers_sequences(q[:, :, : packed_attention.MASKED_LENGTH], packing)
-    assert not prefers_sequences(q[..., :63], packing)
+    assert prefers_sequences(q) == ON_GPU
+    assert not prefers_sequences(q[:, :, : packed_attention.MASKED_LENGTH])
+    assert not prefers_sequences(q[..., :63])

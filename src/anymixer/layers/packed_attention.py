@@ -17,7 +17,7 @@ MASKED_LENGTH = 512
 warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors is in prototype stage")
 
 
-def prefers_sequences(q: Tensor, packing: Packing) -> bool:
+def prefers_sequences(q: Tensor) -> bool:
     """Whether queries [batch, heads, length, headdim] are better mixed by `attend_in_sequences` than under a mask."""
     length, headdim = q.shape[-2:]
     # Flash and memory-efficient kernels take sequences of any length; the CPU's do not, nor can a compiled graph.

@@ -59,7 +59,7 @@ class Attention(SoftmaxHeads):
         dropout = self.config.dropout if self.training else 0.0
         k, v = self._for_all_heads(k), self._for_all_heads(v)
         alibi = self.config.positions == "alibi"
-        if packing is not None and not alibi and prefers_sequences(q, packing):
+        if packing is not None and not alibi and prefers_sequences(q):
             causal = self.config.causal
             return self._merge(attend_in_sequences(q, k, v, packing, causal=causal, dropout=dropout))
         # Without padding the causal mask is left to the kernel, which then skips half of the work.

@@ -15,8 +15,9 @@ DEVICES = ("cpu", "gpu", "mps")
 # As in anymixer_kernels.BACKENDS, which only torch's import would give.
 BACKENDS = ("auto", "triton", "torch", "reference", "mamba_ssm")
 DECAYS = ("linear", "sqrt")
+# The schedules that Composer lacks, and how long the decay of one lasts.
 INVERSE_SQRT = "inverse_sqrt_with_warmup"
-WSD, WSD_DECAY = "warmup_stable_decay", "0.1dur"  # and how long its decay lasts
+WSD, WSD_DECAY = "warmup_stable_decay", "0.1dur"
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 # Signs of life come once a second; a machine that is busy may delay a few.
 MIN_RANK_TIMEOUT = 5.0
