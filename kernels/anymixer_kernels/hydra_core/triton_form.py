@@ -17,7 +17,7 @@ from anymixer_kernels.quasiseparable.triton_log_weights import Steps
 
 def hydra_core_triton(projected: Tensor, parameters: HydraParameters, sequence_id: Tensor | None) -> Tensor:
     """Arguments as in `hydra_core`."""
-    fc_D = None if parameters.fc_D is None else parameters.fc_D.get_parameter("weight")
+    fc_D = None if parameters.fc_D is None else parameters.fc_D.weight
     out, _, _ = _forward(
         projected, parameters.conv_weight, parameters.conv_bias, parameters.dt_bias, parameters.A.float(), parameters.D,
         fc_D, parameters.norm_weight, sequence_id,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from anymixer_kernels.quasiseparable.triton_log_weights import LogWeights
 from anymixer_kernels.quasiseparable.triton_tiles import (
-    LOG2_E,
     Side,
     Tiling,
     crossing,
@@ -78,8 +77,8 @@ def _gradients_kernel(
     for i in range(HEADS):
         head = group * HEADS + i
         logs = first_log + i * (2 * CHUNK)
-        own_log_f = tl.load(own_log + logs + row) * LOG2_E
-        own_log_b = tl.load(own_log + CHUNK + logs + row) * LOG2_E
+        own_log_f = tl.load(own_log + logs + row)
+        own_log_b = tl.load(own_log + CHUNK + logs + row)
         mine = load_rows(own_at + head * own_head, row, own_token, p, headdim, begin, length, WHOLE).to(DOT)
         values_at = other_at + head * other_head
         if FAR:

@@ -1,11 +1,13 @@
 """Triton: step sizes to the logarithms of what readers and sources contribute inside a chunk, and back.
 
-With a[t] = A dt[t] and sums over the tokens of a chunk,
+With a[t] = A dt[t] log2(e) and sums over the tokens of a chunk,
 
-    forward:   row[t] = sum_{r<t} a[r],   col[s] = log dt[s] - sum_{r<=s} a[r],   total = sum_r a[r]
-    backward:  row[t] = sum_{r>t} a[r],   col[s] = log dt[s] - sum_{r>=s} a[r],   total = sum_r a[r]
+    forward:   row[t] = sum_{r<t} a[r],   col[s] = log2 dt[s] - sum_{r<=s} a[r],   total = sum_r a[r]
+    backward:  row[t] = sum_{r>t} a[r],   col[s] = log2 dt[s] - sum_{r>=s} a[r],   total = sum_r a[r]
 
-so that source s weighs exp(row[t] + col[s]) at reader t. Padding has a = 0 and no weight.
+so that source s weighs 2^(row[t] + col[s]) at reader t. Padding has a = 0 and no weight. In base 2 a kernel adds two
+logarithms and takes their power: were they scaled first, a compiler could round the pair (t, s) in one way where t is
+the own token and in another where s is, and those differences do not cancel in the gradients of A and dt.
 """
 
 from dataclasses import dataclass
@@ -16,13 +18,14 @@ from torch import Tensor
 
 # e^-80 of an input is as good as nothing, and a step that underflowed to 0 must not become log 0.
 LEAST_STEP = 1e-35
+LOG2_E = tl.constexpr(1.4426950408889634)
 HEADS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class LogWeights:
-    """row, col: float32 [batch, nchunks, nheads, 2, chunk]: what a chunk's program reads stands in one piece. total:
-    float32 [2, batch, nheads, nchunks]. Direction 0 reads from the left."""
+    """In base 2. row, col: float32 [batch, nchunks, nheads, 2, chunk]: what a chunk's program reads stands in one piece.
+    total: float32 [2, batch, nheads, nchunks]. Direction 0 reads from the left."""
 
     row: Tensor
     col: Tensor
@@ -93,8 +96,8 @@ def _log_weights_kernel(
     stored = head_ok[None, :] & (inside[:, None] >= 0)
 
     argument, step = _step_size(tl.load(dt_f + place, mask=ok, other=0.0), shift, SOFTPLUS)
-    log_step = tl.log(tl.maximum(tl.where(ok, step, 0.0), LEAST))
-    a = tl.where(ok, decay * step, 0.0)
+    log_step = tl.log2(tl.maximum(tl.where(ok, step, 0.0), LEAST))
+    a = tl.where(ok, decay * LOG2_E * step, 0.0)
     running = tl.cumsum(a, axis=0)
     last = inside[:, None] == CHUNK - 1
     # Row t+1 is the very sum of column t, so that neighbours weigh exactly dt however large the sums are.
@@ -103,8 +106,8 @@ def _log_weights_kernel(
     tl.store(total + chunk_target, tl.sum(a, axis=0), mask=head_ok)
 
     argument, step = _step_size(tl.load(dt_b + place, mask=ok, other=0.0), shift, SOFTPLUS)
-    log_step = tl.log(tl.maximum(tl.where(ok, step, 0.0), LEAST))
-    a = tl.where(ok, decay * step, 0.0)
+    log_step = tl.log2(tl.maximum(tl.where(ok, step, 0.0), LEAST))
+    a = tl.where(ok, decay * LOG2_E * step, 0.0)
     running = tl.cumsum(a, axis=0, reverse=True)
     first = inside[:, None] == 0
     target += CHUNK
@@ -211,8 +214,8 @@ def log_weights_backward(
     """Write the gradients of `steps.forward` and `steps.backward` into `grad_steps` (the same strides as each other,
     the last 1); return those of A and of the bias: float32 [nheads].
 
-    grad_logs: of row and col, by what stays in a chunk. crossing: the same by what crosses chunks, and the gradient of
-    total by what passes through a chunk.
+    grad_logs: of row and col as natural logarithms, by what stays in a chunk. crossing: the same by what crosses
+    chunks, and the gradient of total by what passes through a chunk.
     """
     batch, length, nheads = steps.forward.shape
     nchunks = weights.nchunks

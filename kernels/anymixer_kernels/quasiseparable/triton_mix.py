@@ -11,7 +11,6 @@ from torch import Tensor
 
 from anymixer_kernels.quasiseparable.triton_log_weights import LogWeights
 from anymixer_kernels.quasiseparable.triton_tiles import (
-    LOG2_E,
     Side,
     Tiling,
     crossing,
@@ -73,8 +72,8 @@ def _mix_kernel(
     for i in range(HEADS):
         head = group * HEADS + i
         logs = first_log + i * (2 * CHUNK)
-        own_log_f = tl.load(own_log + logs + row) * LOG2_E
-        own_log_b = tl.load(own_log + CHUNK + logs + row) * LOG2_E
+        own_log_f = tl.load(own_log + logs + row)
+        own_log_b = tl.load(own_log + CHUNK + logs + row)
         mixed = tl.zeros([ROWS, P], tl.float32)
         if CROSS:
             state_at = states + (first_log // (2 * CHUNK) + i) * (headdim * d_state)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from anymixer_kernels.quasiseparable.triton_log_weights import LogWeights
 from anymixer_kernels.quasiseparable.triton_tiles import (
-    LOG2_E,
     Side,
     Tiling,
     crossing,
@@ -74,7 +73,7 @@ def _load_step(states, places, step, stride, nchunks, entry_ok):
 @triton.jit
 def _kept_by(total, ids, batch, chunk, chunk_at, direction, length, CHUNK: tl.constexpr, HAS_IDS: tl.constexpr):
     """What a chunk leaves of the state that passes it: nothing if its sequence ends there."""
-    keep = tl.exp2(tl.load(total + chunk_at) * LOG2_E)
+    keep = tl.exp2(tl.load(total + chunk_at))
     if HAS_IDS:
         begin = chunk * CHUNK
         end = tl.minimum(begin + CHUNK, length)

@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 # Exponents of pairs that M does not hold are unbounded; this keeps 0 times their weight 0.
 MOST_LOG2 = tl.constexpr(60.0)
 # Of shared memory, for what a program loads ahead.
@@ -121,10 +120,10 @@ def load_projection(pointer, row, stride, n, d_state, begin, length, REACH: tl.c
 
 @triton.jit
 def near_weights(own_log_f, own_log_b, log, row, inside, CHUNK: tl.constexpr, READERS: tl.constexpr):
-    """exp of the sum of both tokens' logarithms, by the direction of each near pair; own_log: in base 2 already. log:
-    where the chunk's logarithms of the other side begin."""
-    other_log_f = tl.load(log + row) * LOG2_E
-    other_log_b = tl.load(log + CHUNK + row) * LOG2_E
+    """2 to the sum of both tokens' logarithms, by the direction of each near pair. log: where the chunk's logarithms of
+    the other side begin."""
+    other_log_f = tl.load(log + row)
+    other_log_b = tl.load(log + CHUNK + row)
     exponent = tl.where(
         is_from_left(inside, READERS),
         own_log_f[:, None] + other_log_f[None, :],
@@ -190,18 +189,18 @@ def far_factors(
     own_log_f, own_log_b, own_log, other_log, far, from_left, CHUNK: tl.constexpr, ROWS: tl.constexpr,
     READERS: tl.constexpr,
 ):  # fmt: skip
-    """(own, other) factors of the far tile's weights. own_log_f, own_log_b: of the own tokens, in base 2; own_log,
-    other_log: where the chunk's logarithms begin."""
+    """(own, other) factors of the far tile's weights. own_log_f, own_log_b: of the own tokens; own_log, other_log:
+    where the chunk's logarithms begin."""
     direction = tl.where(from_left, 0, CHUNK)
     # What the first reader beyond the edge has in its logarithm: the decay between the chunk's end and the edge.
     edge = direction + tl.where(from_left, ROWS, ROWS - 1)
     mine = tl.where(from_left, own_log_f, own_log_b)
-    theirs = tl.load(other_log + direction + far) * LOG2_E
+    theirs = tl.load(other_log + direction + far)
     if READERS:
-        passed = tl.load(own_log + edge) * LOG2_E
+        passed = tl.load(own_log + edge)
         return tl.exp2(mine - passed), tl.exp2(theirs + passed)
     else:
-        passed = tl.load(other_log + edge) * LOG2_E
+        passed = tl.load(other_log + edge)
         return tl.exp2(mine + passed), tl.exp2(theirs - passed)
 
 
@@ -234,8 +233,8 @@ def crossing_weights(
     if not READERS:
         log_f += tl.load(total)
         log_b += tl.load(total + total_size)
-    weight_f = tl.where(crosses_left, tl.exp2(log_f * LOG2_E), 0.0)
-    weight_b = tl.where(crosses_right, tl.exp2(log_b * LOG2_E), 0.0)
+    weight_f = tl.where(crosses_left, tl.exp2(log_f), 0.0)
+    weight_b = tl.where(crosses_right, tl.exp2(log_b), 0.0)
     return weight_f, weight_b
 
 
