@@ -6,9 +6,8 @@ from torch import Tensor
 from anymixer_kernels.triton_common import block_of
 
 MAX_ROWS = 64
-# Backward programs enough to fill a large GPU several times over; a program goes through several tiles, which keeps
-# the partial sums of the parameters' gradients small.
-PROGRAMS, MAX_TILES = 1024, 64
+# A backward program goes through several tiles, which keeps the partial sums of the parameters' gradients small.
+MAX_TILES = 64
 
 
 def as_rows(tensor: Tensor) -> Tensor:
@@ -17,22 +16,17 @@ def as_rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def tile(width: int, entries: int) -> dict[str, int]:
-    """Columns and rows of a tile of about `entries` numbers, and the warps that work on it."""
+def tile(width: int, entries: int, warp_entries: int) -> dict[str, int]:
+    """Columns and rows of a tile of about `entries` numbers, and the warps that work on it, each on `warp_entries`."""
     block = block_of(width)
     rows = min(MAX_ROWS, max(1, entries // block))
-    return {
-        "ROWS": rows,
-        "BLOCK": block,
-        "num_warps": min(16, max(1, rows * block // (1024 if rows * block > 4096 else 512))),
-    }
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(16, max(1, rows * block // warp_entries))}
 
 
-def backward_programs(rows: int, width: int, entries: int) -> tuple[int, dict[str, int]]:
-    """How many programs go through all rows, and the shape of their tiles, as `tile` has it, with the number of tiles
-    of each: a power of two, so that few kernels are compiled."""
-    shape = tile(width, entries)
+def backward_programs(rows: int, shape: dict[str, int], programs: int) -> tuple[int, dict[str, int]]:
+    """How many programs go through all rows in tiles of a `shape`, at least `programs` where there are tiles enough; and
+    the shape with the number of tiles of each: a power of two, so that few kernels are compiled."""
     tiles, steps = triton.cdiv(rows, shape["ROWS"]), 1
-    while steps < MAX_TILES and steps * 2 * PROGRAMS <= tiles:
+    while steps < MAX_TILES and steps * 2 * programs <= tiles:
         steps *= 2
     return triton.cdiv(tiles, steps), {"TILES": steps, **shape}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from anymixer_kernels import force_backend
-from anymixer_kernels.add_norm import ONE_PROGRAM, add_norm
+from anymixer_kernels.add_norm import ONE_PROGRAM, add_norm, add_norm_and_copy
 from torch.nn.functional import layer_norm
 from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, poisoned, relative_error  # noqa: F401
 
@@ -78,10 +78,29 @@ def test_triton_equals_layer_norm_with_all_gradients(shape, dtype, branch_dtype,
 
 
 @needs_triton
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
+def test_a_copy_in_autocasts_type_gives_its_gradient_back(backend, used, poisoned):  # noqa: F811
+    tensors = make_inputs((2, 35, 136), torch.float32, torch.bfloat16, DEVICE)
+    weights = [scale * torch.randn(2, 35, 136).bfloat16().to(DEVICE) * use for scale, use in zip((1.0, 2.0), used)]
+    with force_backend(backend):
+        y, copy = add_norm_and_copy(*tensors, EPS, torch.bfloat16)
+    assert (y.dtype, copy.dtype) == (torch.float32, torch.bfloat16)
+    # Triton's interpreter cuts digits off where the hardware rounds.
+    torch.testing.assert_close(copy.float(), y, rtol=2**-8 if ON_GPU or backend == "torch" else 2**-7, atol=0.0)
+    outputs = [(o, w) for o, w, use in zip((y, copy), weights, used) if use]
+    grads = torch.autograd.grad([o for o, _ in outputs], tensors, [w.to(o.dtype) for o, w in outputs])
+    expected = layer_norm_of(tensors, weights[0].float() + weights[1].float())
+    check(zip((y, grads[0], *grads[2:]), (expected[0], expected[1], *expected[3:])), 1e-4)
+    check([(grads[1], expected[2])], TOLERANCE[torch.bfloat16])
+
+
+@needs_triton
 def test_triton_without_bias_and_with_several_tiles_a_program(poisoned, monkeypatch):  # noqa: F811
     from anymixer_kernels import triton_rows
+    from anymixer_kernels.add_norm import triton_form
 
-    monkeypatch.setattr(triton_rows, "PROGRAMS", 1)
+    monkeypatch.setattr(triton_form, "PROGRAMS", 1)
     monkeypatch.setattr(triton_rows, "MAX_ROWS", 2)
     tensors = make_inputs((2, 7, 12), torch.float32, torch.float32, DEVICE)[:3]
     cotangent = torch.randn(2, 7, 12).to(DEVICE)

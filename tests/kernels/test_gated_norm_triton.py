@@ -49,9 +49,10 @@ def test_equals_reference_with_all_gradients(shape, dtype, poisoned):  # noqa: F
 
 def test_launchers_write_into_slices_and_programs_take_several_tiles(poisoned, monkeypatch):  # noqa: F811
     from anymixer_kernels import triton_rows
+    from anymixer_kernels.gated_norm import triton_form
     from anymixer_kernels.gated_norm.triton_form import launch_gated_norm, launch_gated_norm_backward
 
-    monkeypatch.setattr(triton_rows, "PROGRAMS", 1)
+    monkeypatch.setattr(triton_form, "PROGRAMS", 1)
     monkeypatch.setattr(triton_rows, "MAX_ROWS", 2)
     x, wide, weight, cotangent = (t.float().to(DEVICE) for t in make_inputs((2, 7, 12)))
     gate, out, grad_gate = (slice_of(t, 12) for t in (wide, torch.zeros_like(wide), torch.zeros_like(wide)))

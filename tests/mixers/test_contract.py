@@ -59,6 +59,16 @@ def test_padding_and_neighbours_change_nothing(spec, length):
         torch.testing.assert_close(packed[:, start:end], piece, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("spec", [case for case in CASES if make(case.values[0]).projects_first])
+def test_what_projects_first_needs_no_more_than_autocasts_type(spec):
+    mixer = make(spec)
+    hidden = torch.randn(2, 13, D_MODEL, dtype=torch.float32)
+    packing = Packing(torch.tensor([[0] * 13, [0] * 5 + [1] * 6 + [-1] * 2]), packed=True)
+    for p in (None, packing):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(mixer(hidden.bfloat16(), p), mixer(hidden, p))
+
+
 @pytest.mark.parametrize("spec", CASES)
 def test_the_reference_passes_gradcheck(spec):
     spec = spec | {key: 2 for key in ("qk_dim", "d_state") if key in spec}

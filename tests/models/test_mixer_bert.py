@@ -91,6 +91,29 @@ def test_nothing_of_batch_length_vocab_is_built_in_training():
     assert largest == 4 * 96
 
 
+def test_what_follows_a_norm_gets_its_copy_in_autocasts_type_and_nothing_else_changes():
+    model = small_model().train()
+    ids = torch.randint(5, 96, (3, 8))
+    read = []
+    for layer in model.bert.backbone.layers:
+        for residual in layer.residuals():
+            residual.mixer.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].dtype))
+    results = []
+    for copies in (True, False):
+        if not copies:
+            for layer in model.bert.backbone.layers:
+                for residual in layer.residuals():
+                    residual.feeds_projection = False
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    layers = len(model.bert.backbone.layers)
+    assert read == [torch.float32] + [torch.bfloat16] * (len(read) // 2 - 1) + [torch.float32] * (len(read) // 2)
+    assert len(read) >= 2 * layers
+    for with_copies, without in zip(*results):
+        assert torch.equal(with_copies, without)
+
+
 def test_a_batch_without_labels_has_zero_loss_and_zero_gradients():
     model = small_model().train()
     ids = torch.randint(5, 96, (2, 8))

@@ -6,11 +6,12 @@ import triton.language as tl
 from torch import Tensor
 
 from anymixer_kernels.triton_common import contiguous_like
-from anymixer_kernels.triton_math import sigmoid
+from anymixer_kernels.triton_math import sigmoid, sum_of_pairs
 from anymixer_kernels.triton_rows import as_rows, backward_programs, tile
 
-# Numbers of a tile of whole rows.
-FORWARD_ENTRIES, BACKWARD_ENTRIES = 8192, 2048
+# Numbers of a tile of whole rows and of a warp; backward programs enough to fill a large GPU several times over.
+FORWARD_ENTRIES, FORWARD_WARP = 8192, 1024
+BACKWARD_ENTRIES, BACKWARD_WARP, PROGRAMS = 2048, 512, 1024
 
 
 @triton.jit
@@ -48,8 +49,9 @@ def _backward_kernel(
         s = sigmoid(g)
         dn = dy * (g * s)
         total_here = dn * values
-        inverse_rms = tl.rsqrt(tl.sum(values * values, axis=1) / width + eps)[:, None]
-        mean = (tl.sum(total_here * w, axis=1) / width)[:, None] * inverse_rms
+        squares, along = tl.reduce((values * values, total_here * w), 1, sum_of_pairs)
+        inverse_rms = tl.rsqrt(squares / width + eps)[:, None]
+        mean = (along / width)[:, None] * inverse_rms
         n = values * inverse_rms
         total += tl.sum(total_here * inverse_rms, axis=0)
         dgate = dy * w * n * (s * (1.0 + g * (1.0 - s)))
@@ -64,7 +66,7 @@ def launch_gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, out: 
     """Write the gated norm into `out`. x, gate, out: [..., width], which flatten to rows of any stride."""
     x, gate, out = as_rows(x), as_rows(gate), out.view(-1, out.shape[-1])
     count, width = x.shape
-    shape = tile(width, FORWARD_ENTRIES)
+    shape = tile(width, FORWARD_ENTRIES, FORWARD_WARP)
     if x.numel() == 0:
         return
     _forward_kernel[(triton.cdiv(count, shape["ROWS"]),)](
@@ -89,7 +91,7 @@ def launch_gated_norm_backward(
     grad_y, x, gate = as_rows(grad_y), as_rows(x), as_rows(gate)
     grad_x, grad_gate = (out.view(-1, out.shape[-1]) for out in (grad_x_out, grad_gate_out))
     count, width = x.shape
-    programs, shape = backward_programs(count, width, BACKWARD_ENTRIES)
+    programs, shape = backward_programs(count, tile(width, BACKWARD_ENTRIES, BACKWARD_WARP), PROGRAMS)
     sums = torch.empty(programs, width, dtype=torch.float32, device=x.device)
     if x.numel():
         _backward_kernel[(programs,)](

@@ -18,7 +18,7 @@ from anymixer_kernels.quasiseparable.triton_log_weights import Steps
 def hydra_core_triton(projected: Tensor, parameters: HydraParameters, sequence_id: Tensor | None) -> Tensor:
     """Arguments as in `hydra_core`."""
     fc_D = None if parameters.fc_D is None else parameters.fc_D.weight
-    out, _, _ = _forward(
+    out, *_ = _forward(
         projected, parameters.conv_weight, parameters.conv_bias, parameters.dt_bias, parameters.A.float(), parameters.D,
         fc_D, parameters.norm_weight, sequence_id,
         parameters.headdim, parameters.d_state, parameters.ngroups, parameters.eps,
@@ -64,20 +64,21 @@ class _Layout:
         return (B_f, B_b), (C_f, C_b)
 
 
-def _prepare(
-    projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, dt_bias: Tensor, A: Tensor, D: Tensor | None,
-    fc_D: Tensor | None, sequence_id: Tensor | None, layout: _Layout,
-) -> tuple[Operands, Tensor]:  # fmt: skip
-    """What the mixing reads, and the convolution's output, most of which that is."""
+def _convolved(
+    projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, sequence_id: Tensor | None, layout: _Layout
+) -> Tensor:
+    """Most of what the mixing reads. Not kept for the backward pass, where it would be half as large as `projected`."""
     mixed = projected.new_empty(*projected.shape[:2], layout.conv_width)
     launch_conv(layout.convolved(projected), conv_weight, conv_bias, sequence_id, mixed, activate=True, causal=False)
-    B, C = layout.projections(mixed)
-    diagonal = None
-    if D is not None and fc_D is not None:
-        flat = mixed.flatten(0, 1)[:, : layout.d_inner]
-        diagonal = torch.addmm(D.to(mixed.dtype), flat, fc_D.to(mixed.dtype).T).view(*mixed.shape[:2], layout.nheads)
+    return mixed
+
+
+def _operands(
+    mixed: Tensor, diagonal: Tensor | None, projected: Tensor, dt_bias: Tensor, A: Tensor, sequence_id: Tensor | None,
+    layout: _Layout,
+) -> Operands:  # fmt: skip
     steps = Steps(*layout.steps(projected), A, dt_bias.float(), sequence_id)
-    return Operands(layout.x(mixed), B, C, steps, diagonal), mixed
+    return Operands(layout.x(mixed), *layout.projections(mixed), steps, diagonal)
 
 
 @torch.library.custom_op("anymixer::hydra_core", mutates_args=())
@@ -85,16 +86,24 @@ def _forward(
     projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, dt_bias: Tensor, A: Tensor, D: Tensor | None,
     fc_D: Tensor | None, norm_weight: Tensor, sequence_id: Tensor | None,
     headdim: int, d_state: int, ngroups: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The output; and kept for the backward pass: what comes before the norm, the states that chunks begin with, and
+    the diagonal. The last two are empty where there are none."""
     layout = _Layout(dt_bias.shape[0], headdim, ngroups, d_state)
     ids = None if sequence_id is None else sequence_id.contiguous()
     projected = projected.contiguous()
-    operands, _ = _prepare(projected, conv_weight, conv_bias, dt_bias, A, D, fc_D, ids, layout)
+    mixed = _convolved(projected, conv_weight, conv_bias, ids, layout)
+    diagonal = None
+    if D is not None and fc_D is not None:
+        flat = mixed.flatten(0, 1)[:, : layout.d_inner]
+        diagonal = torch.addmm(D.to(mixed.dtype), flat, fc_D.to(mixed.dtype).T).view(*mixed.shape[:2], layout.nheads)
+    operands = _operands(mixed, diagonal, projected, dt_bias, A, ids, layout)
     y = projected.new_empty(*projected.shape[:2], layout.d_inner)
     states = mix(operands, y.unflatten(-1, (layout.nheads, headdim)))
     out = torch.empty_like(y)
     launch_gated_norm(y, layout.gate(projected), norm_weight, eps, out)
-    return out, y, projected.new_empty(0) if states is None else states
+    kept = (projected.new_empty(0) if tensor is None else tensor for tensor in (states, diagonal))
+    return out, y, *kept
 
 
 @_forward.register_fake
@@ -103,14 +112,15 @@ def _(projected, conv_weight, conv_bias, dt_bias, A, D, fc_D, norm_weight, seque
     nheads, chunks = dt_bias.shape[0], -(-length // CHUNK)
     y = projected.new_empty(batch, length, nheads * headdim)
     shape = (2, batch, chunks, nheads, headdim, d_state) if length > CHUNK else (0,)
-    return torch.empty_like(y), y, projected.new_empty(shape)
+    diagonal = projected.new_empty((0,) if fc_D is None else (batch, length, nheads))
+    return torch.empty_like(y), y, projected.new_empty(shape), diagonal
 
 
 @torch.library.custom_op("anymixer::hydra_core_backward", mutates_args=())
 def _backward(
     grad_out: Tensor, projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, dt_bias: Tensor, A: Tensor,
     D: Tensor | None, fc_D: Tensor | None, norm_weight: Tensor, sequence_id: Tensor | None, y: Tensor, states: Tensor,
-    headdim: int, d_state: int, ngroups: int, eps: float,
+    diagonal: Tensor, headdim: int, d_state: int, ngroups: int, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     layout = _Layout(dt_bias.shape[0], headdim, ngroups, d_state)
     ids = None if sequence_id is None else sequence_id.contiguous()
@@ -119,7 +129,8 @@ def _backward(
     grad_norm = launch_gated_norm_backward(
         grad_out, y, layout.gate(projected), norm_weight, eps, grad_y, layout.gate(grad_projected)
     )
-    operands, mixed = _prepare(projected, conv_weight, conv_bias, dt_bias, A, D, fc_D, ids, layout)
+    mixed = _convolved(projected, conv_weight, conv_bias, ids, layout)
+    operands = _operands(mixed, diagonal if diagonal.numel() else None, projected, dt_bias, A, ids, layout)
     grad_BC = torch.empty_like(mixed[..., layout.d_inner :])
     grad_diagonal = None if operands.diagonal is None else A.new_empty(*mixed.shape[:2], layout.nheads)
     B, C = layout.projections(grad_BC)
@@ -146,19 +157,23 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad_out, projected, conv_weight, conv_bias, dt_bias, A, D, fc_D, norm_weight, sequence_id, y, states,
+def _(grad_out, projected, conv_weight, conv_bias, dt_bias, A, D, fc_D, norm_weight, sequence_id, y, states, diagonal,
       headdim, d_state, ngroups, eps):  # fmt: skip
     parameters = (conv_weight, conv_bias, dt_bias.float(), A, D, fc_D, norm_weight)
     return (torch.empty_like(projected), *(A.new_empty(0) if p is None else torch.empty_like(p) for p in parameters))
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:
-    _, y, states = output
+    _, *kept = output
     *tensors, ctx.headdim, ctx.d_state, ctx.ngroups, ctx.eps = inputs
-    ctx.save_for_backward(*tensors, y, states)
+    ctx.save_for_backward(*tensors, *kept)
+    # Else a tensor of zeros, as large as the output, is written for what is kept.
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, grad_out: Tensor, *_):
+def _gradients(ctx, grad_out: Tensor | None, *_):
+    if grad_out is None:
+        return (None,) * 13
     tensors = ctx.saved_tensors
     grads = _backward(grad_out, *tensors, ctx.headdim, ctx.d_state, ctx.ngroups, ctx.eps)
     parameters = tensors[1:8]

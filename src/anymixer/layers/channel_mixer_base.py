@@ -1,7 +1,7 @@
 """What every channel mixer is, and the registry that YAML files choose from."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ Activation = Literal["gelu", "silu", "relu", "sigmoid", "none"]
 
 
 class ChannelMixer(nn.Module):
-    """Base of channel mixers: `forward(hidden_states [batch, length, d_model])` of the same shape."""
+    """Base of channel mixers: `forward(hidden_states [batch, length, d_model])` of the same shape. projects_first: as of
+    `SequenceMixer`."""
+
+    projects_first: ClassVar[bool] = False
 
     @dataclass(kw_only=True)
     class Config:

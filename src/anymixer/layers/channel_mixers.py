@@ -15,6 +15,8 @@ __all__ = ["ACTIVATIONS", "GLU", "MLP", "Activation", "CDMoE", "ChannelMixer", "
 class MLP(ChannelMixer):
     """down(activation(up(x))), BERT's feed-forward layer (arXiv 1810.04805)."""
 
+    projects_first = True
+
     def __init__(self, d_model: int, config: ChannelMixer.Config) -> None:
         super().__init__(d_model, config)
         self.up = nn.Linear(d_model, config.intermediate_size, bias=config.bias)
@@ -31,6 +33,8 @@ class GLU(ChannelMixer):
 
     gate and up are one projection; only `down` may carry a bias besides them (`down_bias`), as in MosaicBERT.
     """
+
+    projects_first = True
 
     @dataclass(kw_only=True)
     class Config(ChannelMixer.Config):

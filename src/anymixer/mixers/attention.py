@@ -19,6 +19,8 @@ from anymixer.mixers.softmax_heads import SoftmaxHeads
 class Attention(SoftmaxHeads):
     """Multi-head softmax attention over the tokens of each sequence."""
 
+    projects_first = True
+
     @dataclass(kw_only=True)
     class Config(SoftmaxHeads.Config):
         """As in `SoftmaxHeads`."""

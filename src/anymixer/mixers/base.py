@@ -34,7 +34,11 @@ class SequenceMixer(nn.Module):
     A subclass lists its options in `Config`, takes `(d_model, *, layer_idx=None, **options)` and implements
     `forward`, `matrix`, `values` and `output`, such that for any packing p
     forward(h, p) == output(matrix(h, p) @ values(h, p), h, p).
+
+    projects_first: whether linear layers alone read what comes in, so that under autocast its narrow type is enough.
     """
+
+    projects_first: ClassVar[bool] = False
 
     @dataclass(kw_only=True)
     class Config:

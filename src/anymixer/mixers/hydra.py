@@ -26,6 +26,8 @@ class Hydra(SequenceMixer):
     Padding and neighbours in a packed row are kept out of the convolution and of both scans.
     """
 
+    projects_first = True
+
     @dataclass(kw_only=True)
     class Config(SequenceMixer.Config):
         """Options, with the published defaults.

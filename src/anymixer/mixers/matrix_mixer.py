@@ -118,6 +118,7 @@ class Structure(nn.Module):
 class MatrixMixerBlock(SequenceMixer):
     """Convolution, structured matrix, gate; parameter names and shapes are the published ones."""
 
+    projects_first = True
     structure: ClassVar[type[Structure]]
     matrix_mixer_type: ClassVar[str]
 

@@ -1,11 +1,12 @@
 """The one backbone: residual layers of a sequence mixer and, where asked for, a channel mixer."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from anymixer_kernels.add_norm import add_norm
+from anymixer_kernels.add_norm import add_norm, add_norm_and_copy
 from torch import Tensor, nn
 
 from anymixer.layers.channel_mixers import channel_mixers
@@ -51,22 +52,31 @@ class Residual(nn.Module):
         self.prenorm = options.prenorm
         # Set by the training algorithm of that name: what the norm returns has autocast's dtype, if there is one.
         self.low_precision = False
+        # Set by the backbone: whether what follows reads the result in autocast's dtype alone (`projects_first`).
+        self.feeds_projection = False
         self.weight = nn.Parameter(torch.ones(d_model)) if options.weights else None
 
-    def forward(self, hidden_states: Tensor, *args: Any) -> Tensor:
-        """[batch, length, d_model] -> the same shape; `args` go to the mixer."""
-        return self.around(hidden_states, lambda inner: self.mixer(inner, *args))
+    def forward(self, hidden_states: Tensor, copy: Tensor | None, *args: Any) -> tuple[Tensor, Tensor | None]:
+        """[batch, length, d_model] -> the same shape, each with a copy in autocast's dtype where there is one, for
+        products that would cast it; `args` go to the mixer."""
+        return self.around(hidden_states, copy, lambda inner: self.mixer(inner, *args))
 
-    def around(self, hidden_states: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
-        """The residual with `mix` in the mixer's place."""
-        mixed = self.dropout(mix(self.norm(hidden_states) if self.prenorm else hidden_states))
+    def around(
+        self, hidden_states: Tensor, copy: Tensor | None, mix: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` with `mix` in the mixer's place."""
+        inner = self.norm(hidden_states) if self.prenorm else hidden_states if copy is None else copy
+        mixed = self.dropout(mix(inner))
         kept = hidden_states if self.weight is None else self.weight * hidden_states
         if self.prenorm:
-            return kept + mixed
-        if isinstance(self.norm, nn.LayerNorm):
-            dtype = _autocast_dtype(kept) if self.low_precision else kept.dtype
-            return add_norm(kept, mixed, self.norm.weight, self.norm.bias, self.norm.eps, dtype=dtype)
-        return self.norm(kept + mixed)
+            return kept + mixed, None
+        if not isinstance(self.norm, nn.LayerNorm):
+            return self.norm(kept + mixed), None
+        norm = self.norm.weight, self.norm.bias, self.norm.eps
+        narrow = _autocast_dtype(kept)
+        if self.low_precision or narrow == kept.dtype or not self.feeds_projection:
+            return add_norm(kept, mixed, *norm, dtype=narrow if self.low_precision else kept.dtype), None
+        return add_norm_and_copy(kept, mixed, *norm, copy_dtype=narrow)
 
 
 class Layer(nn.Module):
@@ -82,9 +92,15 @@ class Layer(nn.Module):
             cls, channel_options = channel_mixers.parse(channel_mixer, "channel_mixer")
             self.channel = Residual(cls(width, channel_options), width, options)
 
-    def forward(self, hidden_states: Tensor, packing: Packing | None) -> Tensor:
-        """[batch, length, d_model] -> the same shape."""
-        return self._then_channels(self.sequence(hidden_states, packing))
+    def forward(
+        self, hidden_states: Tensor, packing: Packing | None, copy: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[batch, length, d_model] -> the same shape; copies as in `Residual`."""
+        return self._then_channels(*self.sequence(hidden_states, copy, packing))
+
+    def residuals(self) -> list[Residual]:
+        """In the order in which they come."""
+        return [self.sequence] if self.channel is None else [self.sequence, self.channel]
 
     def mixing_matrix(self, hidden_states: Tensor, packing: Packing | None) -> Tensor:
         """The sequence mixer's matrix for this layer's input: [batch, groups, length, length]."""
@@ -114,10 +130,10 @@ class Layer(nn.Module):
             states.append(state)
             return output
 
-        return self._then_channels(self.sequence.around(hidden_states, output_of)), states[0]
+        return self._then_channels(*self.sequence.around(hidden_states, None, output_of))[0], states[0]
 
-    def _then_channels(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states if self.channel is None else self.channel(hidden_states)
+    def _then_channels(self, hidden_states: Tensor, copy: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return (hidden_states, copy) if self.channel is None else self.channel(hidden_states, copy)
 
 
 class Backbone(nn.Module):
@@ -128,6 +144,9 @@ class Backbone(nn.Module):
         super().__init__()
         channels = cycled(config.channel_mixer, len(mixers))
         self.layers = nn.ModuleList(Layer(config, *pair, i) for i, pair in enumerate(zip(mixers, channels)))
+        residuals = [residual for layer in self.layers for residual in layer.residuals()]  # type: ignore[operator]
+        for residual, following in itertools.pairwise(residuals):
+            residual.feeds_projection = getattr(following.mixer, "projects_first", False)
         self.shared = nn.ModuleDict(_shared(self.layers, config.hidden_size))
         options = config.residual_options()
         self.final_norm = options.make_norm(config.hidden_size) if options.prenorm else None
@@ -137,14 +156,14 @@ class Backbone(nn.Module):
 
     def forward(self, hidden_states: Tensor, packing: Packing | None, keep_all: bool = False) -> list[Tensor]:
         """The input and every layer's output if keep_all, else the last output alone; final norm applied."""
-        states = []
+        states, copy = [], None
         for layer in self.layers:
             if keep_all:
                 states.append(hidden_states)
             if self.gradient_checkpointing and self.training:
-                hidden_states = self._gradient_checkpointing_func(layer, hidden_states, packing)
+                hidden_states, copy = self._gradient_checkpointing_func(layer, hidden_states, packing, copy)
             else:
-                hidden_states = layer(hidden_states, packing)
+                hidden_states, copy = layer(hidden_states, packing, copy)
         return [*states, self._normalised(hidden_states)]
 
     def prefill(self, hidden_states: Tensor, packing: Packing | None) -> tuple[Tensor, list[State]]:

@@ -165,6 +165,8 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         labels: [batch, length], -100 where nothing is to be predicted. With labels, only labelled positions go
         through the head, and the loss is their mean: 0 with zero gradients when there are none.
         """
+        # Found before the encoder runs: counting them waits for the device, which has not got its work yet.
+        labelled = None if labels is None else (labels.flatten() != IGNORED_LABEL).nonzero()[:, 0]
         encoded = self.bert(
             input_ids,
             attention_mask,
@@ -177,11 +179,11 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         )
         hidden_states = encoded.last_hidden_state
         loss = None
-        if labels is not None:
-            labelled = labels != IGNORED_LABEL
-            hidden_states, targets = hidden_states[labelled], labels[labelled]
+        if labelled is not None:
+            hidden_states = hidden_states.flatten(0, 1).index_select(0, labelled)
         logits = self.head(hidden_states)
-        if labels is not None:
+        if labels is not None and labelled is not None:
+            targets = labels.flatten().index_select(0, labelled)
             loss = with_balance_losses(self, cross_entropy(logits, targets).sum() / max(1, targets.numel()))
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
