@@ -24,7 +24,7 @@ def tile(width: int, entries: int, warp_entries: int) -> dict[str, int]:
 
 
 def backward_programs(rows: int, shape: dict[str, int], programs: int) -> tuple[int, dict[str, int]]:
-    """How many programs go through all rows in tiles of a `shape`, at least `programs` where there are tiles enough; and
+    """How many programs go through all rows in tiles of a `shape`, at least `programs` if there are tiles enough; and
     the shape with the number of tiles of each: a power of two, so that few kernels are compiled."""
     tiles, steps = triton.cdiv(rows, shape["ROWS"]), 1
     while steps < MAX_TILES and steps * 2 * programs <= tiles:

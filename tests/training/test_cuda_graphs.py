@@ -250,6 +250,7 @@ def test_a_loss_beside_the_output_is_not_lost(caplog):
 def test_a_model_of_others_is_refused():
     with pytest.raises(UserError, match="cuda_graphs: Linear has no backbone"):
         use_cuda_graphs(torch.nn.Linear(2, 2))
+    assert not use_cuda_graphs(torch.nn.Linear(2, 2), asked=False)
 
 
 def test_the_packing_of_each_pass_is_read():

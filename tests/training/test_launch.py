@@ -42,6 +42,36 @@ def test_auto_on_a_gpu(tiny_run, monkeypatch):
     assert "precision amp_bf16 (auto)" in plan.describe(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "number", "used"),
+    [
+        ({}, 1, True),
+        ({}, 2, False),
+        ({"compile": True}, 1, False),
+        ({"parallelism_config": {"fsdp": {}}, "device_train_microbatch_size": 4}, 1, False),
+        ({"cuda_graphs": True}, 2, True),
+        ({"cuda_graphs": False}, 1, False),
+    ],
+)
+def test_cuda_graphs_are_chosen_where_one_process_trains(tiny_run, ranks, monkeypatch, changes, number, used):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("anymixer_kernels.backend.triton_problem", {"cuda": None}.get)
+    ranks(number)
+    config = tiny_run.config(**{"device": None, "cuda_graphs": "auto"} | changes)
+    plan = plan_launch(config)
+    assert plan.cuda_graphs == used
+    assert (", CUDA graphs" in plan.describe(config)) == used
+
+
+def test_a_cpu_has_no_cuda_graphs(tiny_run):
+    assert not plan_launch(tiny_run.config(cuda_graphs="auto")).cuda_graphs
+    with pytest.raises(UserError, match="^cuda_graphs: needs a GPU, but this run is on 'cpu'"):
+        plan_launch(tiny_run.config(cuda_graphs=True))
+    with pytest.raises(UserError, match="^cuda_graphs: 'always' is none of true, false, auto"):
+        tiny_run.config(cuda_graphs="always")
+
+
 def test_batches_are_shared_by_the_ranks(tiny_run, ranks):
     ranks(4)
     plan = plan_launch(tiny_run.config(global_train_batch_size=64, device_train_microbatch_size=100))

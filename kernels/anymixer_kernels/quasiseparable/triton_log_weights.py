@@ -24,8 +24,8 @@ HEADS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class LogWeights:
-    """In base 2. row, col: float32 [batch, nchunks, nheads, 2, chunk]: what a chunk's program reads stands in one piece.
-    total: float32 [2, batch, nheads, nchunks]. Direction 0 reads from the left."""
+    """In base 2; direction 0 reads from the left. row, col: float32 [batch, nchunks, nheads, 2, chunk]: what a chunk's
+    program reads stands in one piece. total: float32 [2, batch, nheads, nchunks]."""
 
     row: Tensor
     col: Tensor

@@ -20,8 +20,8 @@ Activation = Literal["gelu", "silu", "relu", "sigmoid", "none"]
 
 
 class ChannelMixer(nn.Module):
-    """Base of channel mixers: `forward(hidden_states [batch, length, d_model])` of the same shape. projects_first: as of
-    `SequenceMixer`."""
+    """Base of channel mixers: `forward(hidden_states [batch, length, d_model])` of the same shape. projects_first: as
+    of `SequenceMixer`."""
 
     projects_first: ClassVar[bool] = False
 

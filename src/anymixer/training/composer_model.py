@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from anymixer_kernels.cross_entropy import cross_entropy
-from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
+from composer import metrics as composer_metrics
 from composer.models import ComposerModel, HuggingFaceModel
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -52,7 +53,7 @@ class MixerComposerModel(HuggingFaceModel):
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         """Return new metrics, the same in training and evaluation, under the names MosaicBERT logs."""
-        loss = LanguageCrossEntropy(ignore_index=IGNORED_LABEL)
+        loss = composer_metrics.LanguageCrossEntropy(ignore_index=IGNORED_LABEL)
         loss.loss_fn = SummedCrossEntropy()
         metrics = [loss, MaskedAccuracy(ignore_index=IGNORED_LABEL)]
         return {type(metric).__name__: metric for metric in metrics}
@@ -84,6 +85,15 @@ class MixerComposerModel(HuggingFaceModel):
         return 6.0 * (self.body_weights * positions + self.head_weights * predicted)
 
 
+class MaskedAccuracy(composer_metrics.MaskedAccuracy):
+    """Composer's, for rows that are all predicted: it selects them again, and waits for the device to count them."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """preds: logits [masked, vocab]; target: [masked]."""
+        self.correct += (preds.argmax(dim=-1) == target).sum()
+        self.total += target.numel()
+
+
 class SummedCrossEntropy(nn.CrossEntropyLoss):
     """The sum over rows of the loss that training minimises, by the same op; a module, as the metric's own is."""
 
@@ -99,8 +109,10 @@ def masked_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     predicted = labels != IGNORED_LABEL
     if logits.ndim == labels.ndim + 1:
-        logits = logits[predicted]
-    return logits, labels[predicted]
+        return logits[predicted], labels[predicted]
+    # How many they are is known, so that nothing waits for the device: in training its queue holds a backward pass.
+    places = torch.nonzero_static(predicted.flatten(), size=len(logits))[:, 0]
+    return logits, labels.flatten().index_select(0, places)
 
 
 def matrix_weights(model: PreTrainedModel) -> tuple[int, int]:

@@ -10,6 +10,7 @@ and hands out the parameters' gradients in memory that the next microbatch write
 
 import contextlib
 import copy
+import functools
 import logging
 import weakref
 from collections import Counter
@@ -35,13 +36,15 @@ MAX_RECORDINGS = 16
 _log = logging.getLogger(__name__)
 
 
-def use_cuda_graphs(model: nn.Module) -> None:
-    """Let the backbone of `model` record its training passes; raises UserError where it has none."""
+def use_cuda_graphs(model: nn.Module, *, asked: bool = True) -> bool:
+    """Let the backbone of `model` record its training passes; return whether it has one. asked: where a pass cannot be
+    recorded, warn, and raise UserError for a model without a backbone."""
     found = [module for module in model.modules() if isinstance(module, Backbone)]
-    if not found:
+    if asked and not found:
         raise UserError(f"cuda_graphs: {type(model).__name__} has no backbone of ours to record; remove the key")
     for backbone in found:
-        backbone.forward = GraphedForward(backbone)
+        backbone.forward = GraphedForward(backbone, level=logging.WARNING if asked else logging.INFO)
+    return bool(found)
 
 
 @dataclass
@@ -65,9 +68,12 @@ class GraphedForward:
     Recordings share their memory, so a pass whose backward pass is still to come keeps the next one from replaying.
     """
 
-    def __init__(self, backbone: Backbone, record: "Callable[..., Recording] | None" = None) -> None:
-        """record: makes the recording, `Recording` itself outside of tests."""
-        self.backbone, self.record = backbone, record or Recording
+    def __init__(
+        self, backbone: Backbone, record: "Callable[..., Recording] | None" = None, level: int = logging.WARNING
+    ) -> None:
+        """record: makes the recording, `Recording` itself outside of tests. level: of what is said of passes that
+        cannot be recorded."""
+        self.backbone, self.record, self.level = backbone, record or Recording, level
         self.passes: Counter[Hashable] = Counter()
         self.recordings: dict[Hashable, Recording | None] = {}
         self.shared = Shared()
@@ -84,7 +90,7 @@ class GraphedForward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedForward":
         """For the copy of the backbone, with nothing recorded: a graph knows the addresses of what it was made of."""
-        return GraphedForward(copy.deepcopy(self.backbone, memo), self.record)
+        return GraphedForward(copy.deepcopy(self.backbone, memo), self.record, self.level)
 
     def _trains(self, hidden_states: Tensor) -> bool:
         backbone = self.backbone
@@ -96,12 +102,17 @@ class GraphedForward:
             and not self._is_hooked()
         )
 
+    @functools.cached_property
+    def _modules(self) -> tuple[tuple[str, nn.Module], ...]:
+        """Of the backbone; kept, because listing them takes as long as launching a pass does."""
+        return tuple(self.backbone.named_modules())
+
     def _is_hooked(self) -> bool:
         """Whether a module has hooks on its passes, which a replay would not call; the first one found is said."""
-        found = next((name for name, module in self.backbone.named_modules() if _has_hooks(module)), None)
+        found = next((name for name, module in self._modules if _has_hooks(module)), None)
         if found is not None and self.hooked is None:
             self.hooked = found or "the backbone"
-            _log.warning("cuda_graphs: %s has hooks; passes that they see are launched as before", self.hooked)
+            _log.log(self.level, "cuda_graphs: %s has hooks; passes that they see are launched as before", self.hooked)
         return found is not None
 
     def _recording(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
@@ -119,7 +130,7 @@ class GraphedForward:
         """Whether no further shape is recorded, which is said the first time."""
         if len(self.recordings) == MAX_RECORDINGS and not self.full:
             self.full = True
-            _log.warning("cuda_graphs: %d shapes are recorded; others are launched as before", MAX_RECORDINGS)
+            _log.log(self.level, "cuda_graphs: %d shapes are recorded; others are launched as before", MAX_RECORDINGS)
         return self.full
 
     def _recorded(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
@@ -128,11 +139,11 @@ class GraphedForward:
                 raise CannotRecordError(f"{name} adds to the loss (load_balancing)")
             return self.record(self.backbone, hidden_states, packing, self.shared)
         except CannotRecordError as error:
-            _log.warning("cuda_graphs: %s; launching as before", error)
+            _log.log(self.level, "cuda_graphs: %s; launching as before", error)
             return None
         except torch.OutOfMemoryError:
             shape = tuple(hidden_states.shape)
-            _log.warning("cuda_graphs: no memory to record a pass of %s; launching as before", shape)
+            _log.log(self.level, "cuda_graphs: no memory to record a pass of %s; launching as before", shape)
             return None
 
 
@@ -177,6 +188,8 @@ class Recording:
             self._gradients(output, inputs, torch.zeros_like(output))
             del output
         torch.cuda.current_stream().wait_stream(shared.stream)
+        # What earlier passes have freed is kept for more like them, out of the graphs' reach.
+        torch.cuda.empty_cache()
         self._forward_graph, self._backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         options: dict[str, Any] = {
             "pool": shared.pool,

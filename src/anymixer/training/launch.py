@@ -31,6 +31,7 @@ class LaunchPlan:
     device_train_batch_size: int
     device_train_microbatch_size: int | str
     device_eval_batch_size: int
+    cuda_graphs: bool = False
 
     def describe(self, config: TrainerConfig) -> str:
         """Return the choices in one line, for the start of the run."""
@@ -43,7 +44,7 @@ class LaunchPlan:
             microbatch += " (auto: the whole batch of a rank)"
         return (
             f"device {self.device}, {ranks}, precision {precision}, "
-            f"mixing ops {self._mixing_ops(config)}, global batch {config.global_train_batch_size}, "
+            f"mixing ops {self._mixing_ops(config)}{', CUDA graphs' * self.cuda_graphs}, global batch {config.global_train_batch_size}, "
             f"microbatch {microbatch}, evaluation batch {self.device_eval_batch_size}"
         )
 
@@ -71,10 +72,9 @@ def plan_launch(config: TrainerConfig) -> LaunchPlan:
         device_train_batch_size=train,
         device_train_microbatch_size=_microbatch(config, device, train),
         device_eval_batch_size=_eval_batch(config, world_size, train),
+        cuda_graphs=_cuda_graphs(config, device, world_size),
     )
     _check_backend(config, device)
-    if config.cuda_graphs and device != "gpu":
-        raise UserError(f"cuda_graphs: needs a GPU, but this run is on '{device}'; remove the key")
     _check_save_folder(config)
     return plan
 
@@ -120,6 +120,15 @@ def _precision(config: TrainerConfig, device: str) -> str:
     if device == "cpu" and precision != "fp32":
         raise UserError(f"precision: {precision} needs a GPU, but this run is on the CPU; set precision=auto")
     return precision
+
+
+def _cuda_graphs(config: TrainerConfig, device: str, world_size: int) -> bool:
+    if config.cuda_graphs != "auto":
+        if config.cuda_graphs and device != "gpu":
+            raise UserError(f"cuda_graphs: needs a GPU, but this run is on '{device}'; remove the key")
+        return bool(config.cuda_graphs)
+    # With several ranks, the exchange of gradients would not overlap with the backward pass.
+    return device == "gpu" and world_size == 1 and not config.compile and not config.parallelism_config
 
 
 def _check_backend(config: TrainerConfig, device: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,9 @@ def build_trainer(
     plan = plan_launch(config)
     set_backend(config.backend)
     initialize_distributed(plan, config)
+    wrapped = model if isinstance(model, HuggingFaceModel) else MixerComposerModel(model, tokenizer)
+    if plan.cuda_graphs:
+        plan = replace(plan, cuda_graphs=use_cuda_graphs(wrapped, asked=config.cuda_graphs is True))
     callbacks = [
         RankProgress(),
         StepSeed(),
@@ -80,9 +84,6 @@ def build_trainer(
         *CALLBACKS.build(config.callbacks),
         *extra_callbacks,
     ]
-    wrapped = model if isinstance(model, HuggingFaceModel) else MixerComposerModel(model, tokenizer)
-    if config.cuda_graphs:
-        use_cuda_graphs(wrapped)
     fused = plan.device == "gpu" and not config.parallelism_config
     kwargs = {
         "model": wrapped,

@@ -124,7 +124,8 @@ class TrainerConfig:
         whole batch on a CPU.
     precision: "auto" is amp_bf16 on a GPU and fp32 elsewhere.
     backend: which form of the mixing ops runs: one of anymixer_kernels.BACKENDS; "auto" is Triton's on a GPU.
-    cuda_graphs: record the layers' training passes and replay them, on a GPU, where the batch keeps its shape.
+    cuda_graphs: record the layers' training passes and replay them, on a GPU, where the batch keeps its shape; "auto"
+        does where one process trains, without `compile` and FSDP2.
     parallelism_config: None is DDP (with more than one rank); {"fsdp": {...}} is FSDP2, with the keys of
         composer.utils.parallelism.FSDP2Config.
     algorithms, callbacks, loggers: name -> keyword arguments, from the tables of this package.
@@ -158,7 +159,7 @@ class TrainerConfig:
     device: str | None = None
     compile: bool = False
     backend: str = "auto"
-    cuda_graphs: bool = False
+    cuda_graphs: bool | str = False
     deterministic_mode: bool = False
     parallelism_config: dict[str, Any] | None = None
     dist_timeout: float = 300.0
@@ -239,11 +240,13 @@ class TrainerConfig:
             raise UserError("load_weights_only: has no effect without load_path; name the checkpoint")
 
     def _validate_parallelism(self) -> None:
-        if self.cuda_graphs and self.compile:
+        if self.cuda_graphs not in (True, False, "auto"):
+            raise UserError(f"cuda_graphs: '{self.cuda_graphs}' is none of true, false, auto")
+        if self.cuda_graphs is True and self.compile:
             raise UserError("cuda_graphs: cannot be joined with compile: true; choose one")
         if not self.parallelism_config:
             return
-        if self.cuda_graphs:
+        if self.cuda_graphs is True:
             raise UserError("cuda_graphs: cannot record parameters that FSDP2 shards (parallelism_config.fsdp)")
         unknown = [name for name in self.parallelism_config if name != "fsdp"]
         if unknown:
