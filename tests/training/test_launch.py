@@ -66,9 +66,9 @@ def test_cuda_graphs_are_chosen_where_one_process_trains(tiny_run, ranks, monkey
 
 def test_a_cpu_has_no_cuda_graphs(tiny_run):
     assert not plan_launch(tiny_run.config(cuda_graphs="auto")).cuda_graphs
-    with pytest.raises(UserError, match="^cuda_graphs: needs a GPU, but this run is on 'cpu'"):
+    with pytest.raises(UserError, match=r"^cuda_graphs: needs a GPU, but this run is on 'cpu'"):
         plan_launch(tiny_run.config(cuda_graphs=True))
-    with pytest.raises(UserError, match="^cuda_graphs: 'always' is none of true, false, auto"):
+    with pytest.raises(UserError, match=r"^cuda_graphs: 'always' is none of true, false, auto"):
         tiny_run.config(cuda_graphs="always")
 
 

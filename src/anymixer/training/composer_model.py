@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from anymixer_kernels.cross_entropy import cross_entropy
 from composer import metrics as composer_metrics
 from composer.models import ComposerModel, HuggingFaceModel
-import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -44,7 +44,8 @@ class LaunchPlan:
             microbatch += " (auto: the whole batch of a rank)"
         return (
             f"device {self.device}, {ranks}, precision {precision}, "
-            f"mixing ops {self._mixing_ops(config)}{', CUDA graphs' * self.cuda_graphs}, global batch {config.global_train_batch_size}, "
+            f"mixing ops {self._mixing_ops(config)}{', CUDA graphs' if self.cuda_graphs else ''}, "
+            f"global batch {config.global_train_batch_size}, "
             f"microbatch {microbatch}, evaluation batch {self.device_eval_batch_size}"
         )
 
