@@ -147,8 +147,9 @@ class Case:
         yield "log weights", lambda: log_weights(self.steps, weights.chunk), small + 4 * small
         if states is not None:
             yield "states", lambda: gather_states(self._sources(), weights, None, readers=False), conv + held
-            yield "carry", lambda: carry_states(states, weights, None, self.y.shape[1]), 2 * held
-            yield "carry back", lambda: carry_states(states, weights, None, self.y.shape[1], states), 3 * held
+            carried = states.clone()
+            yield "carry", lambda: carry_states(carried, weights, None, self.y.shape[1]), 2 * held
+            yield "carry back", lambda: carry_states(carried, weights, None, self.y.shape[1], states), 3 * held
         yield "mix", self.mix(), conv + inner + 5 * small + held
         yield "gradients of readers", self.gradients(readers=True), conv + inner + 2 * 2 * D_STATE + 6 * small + held
         yield "gradients of sources", self.gradients(readers=False), conv + inner + 2 * 2 * D_STATE + 6 * small + held

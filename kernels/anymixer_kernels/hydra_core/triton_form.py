@@ -125,15 +125,17 @@ def _backward(
     layout = _Layout(dt_bias.shape[0], headdim, ngroups, d_state)
     ids = None if sequence_id is None else sequence_id.contiguous()
     projected, grad_out = projected.contiguous(), grad_out.contiguous()
-    grad_projected, grad_y = torch.empty_like(projected), torch.empty_like(y)
+    grad_projected = torch.empty_like(projected)
+    # The convolution writes here when all else is done; until then it holds what the mixing's gradients need.
+    spare = layout.convolved(grad_projected)
+    grad_y = spare[..., : layout.d_inner]
     grad_norm = launch_gated_norm_backward(
         grad_out, y, layout.gate(projected), norm_weight, eps, grad_y, layout.gate(grad_projected)
     )
     mixed = _convolved(projected, conv_weight, conv_bias, ids, layout)
     operands = _operands(mixed, diagonal if diagonal.numel() else None, projected, dt_bias, A, ids, layout)
-    grad_BC = torch.empty_like(mixed[..., layout.d_inner :])
     grad_diagonal = None if operands.diagonal is None else A.new_empty(*mixed.shape[:2], layout.nheads)
-    B, C = layout.projections(grad_BC)
+    B, C = layout.projections(spare)
     into = OperandGrads(operands.x, B, C, layout.steps(grad_projected), grad_diagonal)
     backward = MixBackward.of(
         operands, states if states.numel() else None, grad_y.unflatten(-1, (layout.nheads, headdim))
@@ -147,7 +149,7 @@ def _backward(
         extra = grad_diagonal, fc_D.to(mixed.dtype).contiguous()
     grad_A, grad_dt_bias = backward.of_x(into, grad_logs, extra)
     grad_mixed = mixed  # its x is dX by now
-    grad_mixed[..., layout.d_inner :] = grad_BC
+    grad_mixed[..., layout.d_inner :] = spare[..., layout.d_inner :]
     grad_weight, grad_bias = launch_conv_backward(
         grad_mixed, layout.convolved(projected), conv_weight, conv_bias, ids, layout.convolved(grad_projected),
         activate=True, causal=False,

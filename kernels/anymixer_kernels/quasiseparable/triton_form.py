@@ -57,8 +57,8 @@ def mix(operands: Operands, out: Tensor) -> Tensor | None:
     weights = log_weights(operands.steps, _chunk(operands.x))
     sources, readers, states = operands.sources(weights), operands.readers(weights, None), None
     if weights.nchunks > 1:
-        gained = gather_states(sources, weights, ids, readers=False)
-        states, _ = carry_states(gained, weights, ids, operands.x.shape[1])
+        states = gather_states(sources, weights, ids, readers=False)
+        carry_states(states, weights, ids, operands.x.shape[1])
     launch_mix(readers, sources, weights, ids, out, readers=True, diagonal=operands.diagonal, states=states)
     return states
 
@@ -99,7 +99,8 @@ class MixBackward:
         cross_row = cross_col = None
         if self.states is not None:
             asked = gather_states(readers, weights, ids, readers=True)
-            asked, kept = carry_states(asked, weights, ids, self.operands.x.shape[1], self.states)
+            kept = carry_states(asked, weights, ids, self.operands.x.shape[1], self.states)
+            assert kept is not None
             cross_row, cross_col = torch.empty_like(weights.row), torch.empty_like(weights.col)
             crossing = cross_row, cross_col, kept
         launch_gradients(

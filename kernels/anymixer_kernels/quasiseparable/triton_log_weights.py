@@ -225,6 +225,6 @@ def log_weights_backward(
         *(crossing or (None, None, None)), *grad_steps, grad_A, grad_bias,
         length, nheads, nchunks, *steps.forward.stride()[:2], *grad_steps[0].stride()[:2], weights.total[0].numel(),
         CHUNK=weights.chunk, HEADS=HEADS_AT_ONCE, SOFTPLUS=steps.bias is not None,
-        HAS_IDS=steps.sequence_id is not None, CROSS=crossing is not None, LEAST=LEAST_STEP, num_warps=4,
+        HAS_IDS=steps.sequence_id is not None, CROSS=crossing is not None, LEAST=LEAST_STEP, num_warps=8,
     )  # fmt: skip
     return grad_A.sum(0), grad_bias.sum(0)

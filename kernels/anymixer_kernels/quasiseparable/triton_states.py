@@ -87,7 +87,7 @@ def _kept_by(total, ids, batch, chunk, chunk_at, direction, length, CHUNK: tl.co
 
 @triton.jit
 def _carry_kernel(
-    gained, entered, total, ids, out, kept, length, nheads, nchunks, size, total_size, state_size,
+    states, entered, total, ids, kept, length, nheads, nchunks, size, total_size, state_size,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, REVERSED: tl.constexpr, HAS_IDS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -103,17 +103,18 @@ def _carry_kernel(
     stride = (onward * nheads * size).to(tl.int64)
     places = direction * state_size + ((batch * nchunks + chunk) * nheads + head) * size + entry
     chunk_at = direction * total_size + program * nchunks
+    # What a chunk adds is read, and what enters it written to the same place: by this program alone.
     state = tl.zeros([BLOCK], tl.float32)
     step = 0
     # Triton 3.6's interpreter takes no range of an argument. Two steps at once, so that their reads wait together.
     while step < nchunks:
-        gain = _load_step(gained, places, step, stride, nchunks, entry_ok)
-        next_gain = _load_step(gained, places, step + 1, stride, nchunks, entry_ok)
+        gain = _load_step(states, places, step, stride, nchunks, entry_ok)
+        next_gain = _load_step(states, places, step + 1, stride, nchunks, entry_ok)
         if REVERSED:
             came = _load_step(entered, places, step, stride, nchunks, entry_ok).to(tl.float32)
             next_came = _load_step(entered, places, step + 1, stride, nchunks, entry_ok).to(tl.float32)
         keep = _kept_by(total, ids, batch, chunk, chunk_at + chunk, direction, length, CHUNK, HAS_IDS)
-        tl.store(out + places + step * stride, state, mask=entry_ok)
+        tl.store(states + places + step * stride, state, mask=entry_ok)
         if REVERSED:
             # What passes through the chunk, as the readers beyond it weigh it: the gradient of the chunk's decay.
             tl.store(kept + (chunk_at + chunk) * parts + part, keep * tl.sum(came * state, axis=0))
@@ -121,7 +122,7 @@ def _carry_kernel(
         if step + 1 < nchunks:
             chunk += onward
             keep = _kept_by(total, ids, batch, chunk, chunk_at + chunk, direction, length, CHUNK, HAS_IDS)
-            tl.store(out + places + (step + 1) * stride, state, mask=entry_ok)
+            tl.store(states + places + (step + 1) * stride, state, mask=entry_ok)
             if REVERSED:
                 tl.store(kept + (chunk_at + chunk) * parts + part, keep * tl.sum(next_came * state, axis=0))
             state = keep * state + next_gain.to(tl.float32)
@@ -151,21 +152,20 @@ def gather_states(side: Side, weights: LogWeights, sequence_id: Tensor | None, *
 
 
 def carry_states(
-    gained: Tensor, weights: LogWeights, sequence_id: Tensor | None, length: int, entered: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """The states that enter each chunk, from what each adds.
+    states: Tensor, weights: LogWeights, sequence_id: Tensor | None, length: int, entered: Tensor | None = None
+) -> Tensor | None:
+    """Over what each chunk adds, contiguous, write the states that enter each.
 
-    With `entered`, which the readers met, the way back: what is asked of the states that leave each chunk, and the
-    gradient of each chunk's total by what passes through it, [2, batch, nheads, nchunks].
+    With `entered`, which the readers met, the way back: what is asked of the states that leave each chunk. Returns then
+    the gradient of each chunk's total by what passes through it, [2, batch, nheads, nchunks], else None.
     """
-    out = gained.new_empty(gained.shape)
-    _, batch, nchunks, nheads, headdim, d_state = gained.shape
+    _, batch, nchunks, nheads, headdim, d_state = states.shape
     size = headdim * d_state
     parts = triton.cdiv(size, CARRY_ENTRIES)
     kept = None if entered is None else weights.total.new_empty(*weights.total.shape, parts)
     _carry_kernel[(batch * nheads, 2, parts)](
-        gained, entered, weights.total, sequence_id, out, kept, length, nheads, nchunks, size, weights.total[0].numel(),
-        gained[0].numel(), CHUNK=weights.chunk, BLOCK=CARRY_ENTRIES, REVERSED=entered is not None,
+        states, entered, weights.total, sequence_id, kept, length, nheads, nchunks, size, weights.total[0].numel(),
+        states[0].numel(), CHUNK=weights.chunk, BLOCK=CARRY_ENTRIES, REVERSED=entered is not None,
         HAS_IDS=sequence_id is not None, num_warps=CARRY_WARPS, num_stages=3,
     )  # fmt: skip
-    return out, None if kept is None else kept.sum(-1)
+    return None if kept is None else kept.sum(-1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from anymixer_kernels.cross_entropy import cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,6 +45,11 @@ class MixerBertPreTrainedModel(PreTrainedModel):
     def shaped(self, output: ModelOutput, return_dict: bool | None) -> Any:
         """The output as it was asked for: itself or, with return_dict False, a tuple."""
         return output if _chosen(return_dict, self.config.return_dict) else output.to_tuple()
+
+
+def _labelled(labels: Tensor) -> Tensor:
+    """Where something is to be predicted, among all positions: [number]."""
+    return (labels.flatten() != IGNORED_LABEL).nonzero()[:, 0]
 
 
 def _chosen(argument: bool | None, configured: bool | None) -> bool:
@@ -165,8 +171,11 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         labels: [batch, length], -100 where nothing is to be predicted. With labels, only labelled positions go
         through the head, and the loss is their mean: 0 with zero gradients when there are none.
         """
-        # Found before the encoder runs: counting them waits for the device, which has not got its work yet.
-        labelled = None if labels is None else (labels.flatten() != IGNORED_LABEL).nonzero()[:, 0]
+        labelled = None
+        if labels is not None and not torch.compiler.is_compiling():
+            # Before the encoder runs, since counting them waits for the device; where that breaks a compiled graph, not
+            # before the encoder's, which would then be compiled for their number.
+            labelled = _labelled(labels)
         encoded = self.bert(
             input_ids,
             attention_mask,
@@ -179,11 +188,13 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         )
         hidden_states = encoded.last_hidden_state
         loss = None
-        if labelled is not None:
+        targets = None
+        if labels is not None:
+            labelled = _labelled(labels) if labelled is None else labelled
             hidden_states = hidden_states.flatten(0, 1).index_select(0, labelled)
-        logits = self.head(hidden_states)
-        if labels is not None and labelled is not None:
             targets = labels.flatten().index_select(0, labelled)
+        logits = self.head(hidden_states)
+        if targets is not None:
             loss = with_balance_losses(self, cross_entropy(logits, targets).sum() / max(1, targets.numel()))
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions

@@ -86,7 +86,7 @@ class MixerComposerModel(HuggingFaceModel):
 
 
 class MaskedAccuracy(composer_metrics.MaskedAccuracy):
-    """Composer's, for rows that are all predicted: it selects them again, and waits for the device to count them."""
+    """Of rows that are all predicted. Composer's own would select them again, and wait for the device to count them."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """preds: logits [masked, vocab]; target: [masked]."""
