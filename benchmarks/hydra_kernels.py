@@ -100,11 +100,12 @@ class Case:
         self.tokens = tokens
         self.projected, self.grad_projected = (normal(batch, length, d_inner + conv + 2 * NHEADS) for _ in range(2))
         self.mixed, self.grad_mixed = normal(batch, length, conv), normal(batch, length, conv)
-        self.y, self.grad_y, self.out = (normal(batch, length, d_inner) for _ in range(3))
+        self.y, self.out = (normal(batch, length, d_inner) for _ in range(2))
         self.weight, self.bias = normal(conv, 1, WIDTH, dtype=torch.float32), normal(conv, dtype=torch.float32)
         self.norm = normal(d_inner, dtype=torch.float32)
         self.slices = [self.projected[..., :d_inner], self.projected[..., d_inner : d_inner + conv]]
         self.grad_slices = [self.grad_projected[..., :d_inner], self.grad_projected[..., d_inner : d_inner + conv]]
+        self.grad_y = self.grad_slices[1][..., :d_inner]  # where the op has it
         first = d_inner + conv
         raw = self.projected[..., first : first + NHEADS], self.projected[..., first + NHEADS :]
         self.grad_raw = self.grad_projected[..., first : first + NHEADS], self.grad_projected[..., first + NHEADS :]

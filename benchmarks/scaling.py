@@ -109,6 +109,8 @@ def command(case: Case, folder: Path, options: argparse.Namespace) -> list[str]:
         "device_train_microbatch_size": math.ceil(share / options.microbatches),
         "max_duration": f"{options.steps}ba",
         "scheduler.t_warmup": f"{max(1, options.steps // 2)}ba",
+        # By itself one rank would be launched in another way than several.
+        "cuda_graphs": "false",
         "eval_interval": 0,
         "eval_first": "false",
         "eval_subset_num_batches": 1,

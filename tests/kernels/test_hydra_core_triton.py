@@ -68,6 +68,20 @@ def test_output_and_gradients(length, packed, options, dtype, poisoned):  # noqa
     assert max(errors) < TOLERANCE[dtype], errors
 
 
+@pytest.mark.parametrize("length", [9, 40])
+def test_sizes_whose_rows_begin_anywhere(length, poisoned):  # noqa: F811
+    """5 heads of 12: no slice of what is projected begins at a multiple of 16 bytes."""
+    torch.manual_seed(0)
+    options = {"d_model": 30, "headdim": 12, "d_state": 7}
+    block, wide = Hydra(**options), Hydra(**options).double()
+    wide.load_state_dict(block.state_dict())
+    projected = torch.randn(2, length, block.in_proj.out_features, device=DEVICE)
+    cotangent = torch.randn(2, length, block.d_inner, device=DEVICE)
+    expected = run(wide.to(DEVICE), "reference", projected.double(), cotangent.double(), None)
+    actual = run(block.to(DEVICE), "triton", projected, cotangent, None)
+    assert max(relative_error(*pair) for pair in zip(actual, expected)) < TOLERANCE[torch.float32]
+
+
 def test_long_rows_of_many_chunks(monkeypatch):
     monkeypatch.setattr(mixing, "CHUNK", 32)
     for module in (triton_gradients, triton_mix):

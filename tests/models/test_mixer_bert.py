@@ -155,16 +155,26 @@ def test_a_saved_model_loads_with_the_same_logits(tmp_path):
     torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(reentrant, narrow):
     grads = []
     for enabled in (False, True):
         model = small_model().train()
         if enabled:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         ids = torch.randint(5, 96, (2, 8), generator=torch.Generator().manual_seed(1))
-        model(input_ids=ids, labels=ids).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
         grads.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+def test_labels_of_another_shape_are_refused():
+    ids = torch.randint(5, 96, (2, 8))
+    with pytest.raises(ValueError, match=r"labels of shape \(2, 7\) for tokens of shape \(2, 8\)"):
+        small_model()(input_ids=ids, labels=ids[:, :7])
 
 
 def test_mixers_cycle_over_the_layers():

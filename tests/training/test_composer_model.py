@@ -33,8 +33,23 @@ def test_masked_rows_are_the_same_from_either_shape_of_logits():
     rows, targets = masked_rows(logits, labels)
     assert targets.tolist() == [1, 2, 3]
     assert torch.equal(rows, logits[[0, 0, 1], [1, 2, 0]])
-    again, _ = masked_rows(rows, labels)
-    assert torch.equal(again, rows)
+    again, found = masked_rows(rows, labels)
+    assert torch.equal(again, rows) and torch.equal(found, targets)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_metrics_of_training_do_not_wait_for_the_device(model):
+    labels = torch.where(torch.rand(4, 32) < 0.3, torch.randint(64, (4, 32)), -100).cuda()
+    outputs = SimpleNamespace(logits=torch.randn(int((labels != -100).sum()), 64, device="cuda"))
+    metrics = [metric.cuda() for metric in model.get_metrics(is_train=True).values()]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for metric in metrics:
+            model.update_metric({"labels": labels}, outputs, metric)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    accuracy = (outputs.logits.argmax(-1) == labels[labels != -100]).float().mean()
+    assert metrics[1].compute() == accuracy
 
 
 def test_metrics_are_means_over_all_masked_rows(tiny_run, model):

@@ -5,7 +5,8 @@
     Y = M x       M quasiseparable, with dt = softplus(steps + dt_bias) and diagonal x fc_D^T + D
     out = RMSNorm(Y) norm_weight silu(gate)
 
-On a GPU one pass forward and one backward keep `projected` and Y alone; the convolution is computed again.
+On a GPU one pass forward and one backward keep `projected`, Y, the diagonal and, in long rows, a state a chunk; the
+convolution is computed again.
 """
 
 import math

@@ -142,8 +142,8 @@ def _backward(
     )
     grad_logs = backward.through_matrix(into)
     grad_D, grad_fc_D, extra = A.new_empty(0), A.new_empty(0), None
-    if grad_diagonal is not None and fc_D is not None:
-        grad_D = grad_diagonal.sum((0, 1))
+    if grad_diagonal is not None and fc_D is not None and D is not None:
+        grad_D = grad_diagonal.sum((0, 1)).to(D.dtype)
         flat, narrow = mixed.flatten(0, 1)[:, : layout.d_inner], grad_diagonal.flatten(0, 1).to(mixed.dtype)
         grad_fc_D = (narrow.T @ flat).to(fc_D.dtype)
         extra = grad_diagonal, fc_D.to(mixed.dtype).contiguous()

@@ -65,7 +65,8 @@ class Residual(nn.Module):
         self, hidden_states: Tensor, copy: Tensor | None, mix: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """`forward` with `mix` in the mixer's place."""
-        inner = self.norm(hidden_states) if self.prenorm else hidden_states if copy is None else copy
+        narrow = copy is not None and getattr(self.mixer, "projects_first", False)
+        inner = self.norm(hidden_states) if self.prenorm else copy if narrow else hidden_states
         mixed = self.dropout(mix(inner))
         kept = hidden_states if self.weight is None else self.weight * hidden_states
         if self.prenorm:
@@ -73,10 +74,11 @@ class Residual(nn.Module):
         if not isinstance(self.norm, nn.LayerNorm):
             return self.norm(kept + mixed), None
         norm = self.norm.weight, self.norm.bias, self.norm.eps
-        narrow = _autocast_dtype(kept)
-        if self.low_precision or narrow == kept.dtype or not self.feeds_projection:
-            return add_norm(kept, mixed, *norm, dtype=narrow if self.low_precision else kept.dtype), None
-        return add_norm_and_copy(kept, mixed, *norm, copy_dtype=narrow)
+        dtype = _autocast_dtype(kept)
+        # Autocast narrows float32 alone.
+        if self.feeds_projection and not self.low_precision and kept.dtype == torch.float32 != dtype:
+            return add_norm_and_copy(kept, mixed, *norm, copy_dtype=dtype)
+        return add_norm(kept, mixed, *norm, dtype=dtype if self.low_precision else kept.dtype), None
 
 
 class Layer(nn.Module):
@@ -188,6 +190,8 @@ class Backbone(nn.Module):
 
 def _autocast_dtype(tensor: Tensor) -> torch.dtype:
     kind = tensor.device.type
+    if kind == "meta":  # which torch refuses to answer for
+        return tensor.dtype
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 

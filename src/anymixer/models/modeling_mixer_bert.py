@@ -171,6 +171,8 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         labels: [batch, length], -100 where nothing is to be predicted. With labels, only labelled positions go
         through the head, and the loss is their mean: 0 with zero gradients when there are none.
         """
+        if labels is not None and input_ids is not None and labels.shape != input_ids.shape:
+            raise ValueError(f"labels of shape {tuple(labels.shape)} for tokens of shape {tuple(input_ids.shape)}")
         labelled = None
         if labels is not None and not torch.compiler.is_compiling():
             # Before the encoder runs, since counting them waits for the device; where that breaks a compiled graph, not

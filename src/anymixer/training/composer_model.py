@@ -110,8 +110,9 @@ def masked_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     predicted = labels != IGNORED_LABEL
     if logits.ndim == labels.ndim + 1:
         return logits[predicted], labels[predicted]
-    # How many they are is known, so that nothing waits for the device: in training its queue holds a backward pass.
-    places = torch.nonzero_static(predicted.flatten(), size=len(logits))[:, 0]
+    # Their number is known, so that nothing needs to wait for the device: in training its queue holds a backward pass.
+    # A stable sort finds their places in every version of torch.
+    places = predicted.flatten().to(torch.uint8).argsort(descending=True, stable=True)[: len(logits)]
     return logits, labels.flatten().index_select(0, places)
 
 

@@ -37,14 +37,14 @@ _log = logging.getLogger(__name__)
 
 
 def use_cuda_graphs(model: nn.Module, *, asked: bool = True) -> bool:
-    """Let the backbone of `model` record its training passes; return whether it has one. asked: where a pass cannot be
-    recorded, warn, and raise UserError for a model without a backbone."""
+    """Let the backbone of `model` record its training passes; return whether it has one that may. asked: where a pass
+    cannot be recorded, warn, and raise UserError for a model without a backbone."""
     found = [module for module in model.modules() if isinstance(module, Backbone)]
     if asked and not found:
         raise UserError(f"cuda_graphs: {type(model).__name__} has no backbone of ours to record; remove the key")
     for backbone in found:
         backbone.forward = GraphedForward(backbone, level=logging.WARNING if asked else logging.INFO)
-    return bool(found)
+    return any(not backbone.gradient_checkpointing for backbone in found)
 
 
 @dataclass
