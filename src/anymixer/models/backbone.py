@@ -65,8 +65,11 @@ class Residual(nn.Module):
         self, hidden_states: Tensor, copy: Tensor | None, mix: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """`forward` with `mix` in the mixer's place."""
-        narrow = copy is not None and getattr(self.mixer, "projects_first", False)
-        inner = self.norm(hidden_states) if self.prenorm else copy if narrow else hidden_states
+        inner = hidden_states
+        if self.prenorm:
+            inner = self.norm(hidden_states)
+        elif copy is not None and getattr(self.mixer, "projects_first", False):
+            inner = copy
         mixed = self.dropout(mix(inner))
         kept = hidden_states if self.weight is None else self.weight * hidden_states
         if self.prenorm:

@@ -3,8 +3,8 @@
 One line a step, {"step", "tokens", "loss", "seconds", "data_seconds", "memory_bytes"}, and one an evaluation of a
 stream, {"step", "stream", "eval_loss", "eval_accuracy"}. tokens: real ones read so far, by all ranks. seconds: from
 asking for the batch to the end of the step; evaluations and checkpoints are not in it. data_seconds: of these, until
-the batch was there. memory_bytes: the most that rank 0 has held so far, allocated on its GPU (without what recordings of
-CUDA graphs keep for their next pass), or resident in its process on a CPU.
+the batch was there. memory_bytes: the most that rank 0 has held so far, allocated on its GPU (without what recordings
+of CUDA graphs keep for their next pass), or resident in its process on a CPU.
 """
 
 import json
