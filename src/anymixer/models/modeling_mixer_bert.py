@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from anymixer.labels import IGNORED_LABEL
+from anymixer.labels import labelled_alone, labelled_positions
 from anymixer.layers.cdmoe import with_balance_losses
 from anymixer.layers.embeddings import EncoderEmbeddings
 from anymixer.layers.packing import make_packing
@@ -45,11 +45,6 @@ class MixerBertPreTrainedModel(PreTrainedModel):
     def shaped(self, output: ModelOutput, return_dict: bool | None) -> Any:
         """The output as it was asked for: itself or, with return_dict False, a tuple."""
         return output if _chosen(return_dict, self.config.return_dict) else output.to_tuple()
-
-
-def _labelled(labels: Tensor) -> Tensor:
-    """Where something is to be predicted, among all positions: [number]."""
-    return (labels.flatten() != IGNORED_LABEL).nonzero()[:, 0]
 
 
 def _chosen(argument: bool | None, configured: bool | None) -> bool:
@@ -171,13 +166,11 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         labels: [batch, length], -100 where nothing is to be predicted. With labels, only labelled positions go
         through the head, and the loss is their mean: 0 with zero gradients when there are none.
         """
-        if labels is not None and input_ids is not None and labels.shape != input_ids.shape:
-            raise ValueError(f"labels of shape {tuple(labels.shape)} for tokens of shape {tuple(input_ids.shape)}")
         labelled = None
         if labels is not None and not torch.compiler.is_compiling():
             # Before the encoder runs, since counting them waits for the device; where that breaks a compiled graph, not
             # before the encoder's, which would then be compiled for their number.
-            labelled = _labelled(labels)
+            labelled = labelled_positions(labels)
         encoded = self.bert(
             input_ids,
             attention_mask,
@@ -192,9 +185,7 @@ class MixerBertForMaskedLM(MixerBertPreTrainedModel):
         loss = None
         targets = None
         if labels is not None:
-            labelled = _labelled(labels) if labelled is None else labelled
-            hidden_states = hidden_states.flatten(0, 1).index_select(0, labelled)
-            targets = labels.flatten().index_select(0, labelled)
+            hidden_states, targets = labelled_alone(hidden_states, labels, labelled)
         logits = self.head(hidden_states)
         if targets is not None:
             loss = with_balance_losses(self, cross_entropy(logits, targets).sum() / max(1, targets.numel()))

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from anymixer_kernels.cross_entropy import cross_entropy
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
-from anymixer.labels import IGNORED_LABEL
+from anymixer.labels import IGNORED_LABEL, labelled_alone, labelled_positions
 from anymixer.layers.cdmoe import with_balance_losses
 from anymixer.layers.packing import Packing, make_packing
 from anymixer.mixers.base import as_causal
@@ -211,6 +212,11 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
         sequence, padding); they are shifted here. With labels, only positions whose next token is labelled go
         through the head. logits_to_keep: logits of the last positions alone, 0 for all.
         """
+        following = labelled = None
+        if labels is not None:
+            following = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+            if not torch.compiler.is_compiling():  # as in MixerBertForMaskedLM
+                labelled = labelled_positions(following)
         read: BaseModelOutputWithPast = self.model(
             input_ids,
             attention_mask,
@@ -224,14 +230,13 @@ class MixerLMForCausalLM(MixerLMPreTrainedModel, GenerationMixin):
         )
         hidden: Any = read.last_hidden_state
         loss = None
-        if labels is not None:
-            targets = labels[:, 1:]
-            labelled = targets != IGNORED_LABEL
-            hidden, targets = hidden[:, :-1][labelled], targets[labelled]
+        targets = None
+        if following is not None:
+            hidden, targets = labelled_alone(hidden, following, labelled)
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
         logits = self.lm_head(hidden)
-        if labels is not None:
+        if targets is not None:
             loss = with_balance_losses(self, cross_entropy(logits, targets).sum() / max(1, targets.numel()))
         output = CausalLMOutput(
             loss=loss,
