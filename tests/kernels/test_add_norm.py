@@ -114,7 +114,10 @@ def test_triton_compiles_without_graph_breaks():
     tensors = make_inputs((2, 3, 8), torch.float32, torch.bfloat16, DEVICE)
     with force_backend("triton"):
         compiled = torch.compile(add_norm, backend="aot_eager", fullgraph=True)
-        results = [with_grads(lambda *t, f=f: f(*t, EPS), tensors, torch.ones(2, 3, 8)) for f in (compiled, add_norm)]
+        results = [
+            with_grads(lambda *t, f=f: f(*t, EPS), tensors, torch.ones(2, 3, 8, device=DEVICE))
+            for f in (compiled, add_norm)
+        ]
     for actual, expected in zip(*results):
         torch.testing.assert_close(actual, expected)
 

@@ -236,6 +236,28 @@ def test_lack_of_memory_and_what_cannot_be_recorded_are_said_and_change_nothing(
     assert "cuda_graphs: it waits; launching as before" in caplog.text
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_recording_that_fails_stops_who_asked_for_it_alone(asked, caplog):
+    def record(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+
+    model = tiny_model(MIXERS[0])
+    forward = graphed(model, record)
+    forward.asked = asked
+    for _ in range(2):
+        passes(model, forward)
+    if asked:
+        with pytest.raises(RuntimeError, match="stream is capturing"):
+            passes(model, forward)
+        return
+    passes(model, forward)
+    assert list(forward.recordings.values()) == [None]
+    assert (
+        "cuda_graphs: auto: a pass cannot be recorded; launching as before: operation not permitted when" in caplog.text
+    )
+    assert "and so on" not in caplog.text
+
+
 def test_a_loss_beside_the_output_is_not_lost(caplog):
     """The balance of CDMoE's experts."""
     mixture = {"name": "cdmoe", "num_experts": 16, "retrieval_dim": 8, "num_heads": 1, "experts_per_head": 2}

@@ -43,7 +43,7 @@ def use_cuda_graphs(model: nn.Module, *, asked: bool = True) -> bool:
     if asked and not found:
         raise UserError(f"cuda_graphs: {type(model).__name__} has no backbone of ours to record; remove the key")
     for backbone in found:
-        backbone.forward = GraphedForward(backbone, level=logging.WARNING if asked else logging.INFO)
+        backbone.forward = GraphedForward(backbone, asked=asked)
     return any(not backbone.gradient_checkpointing for backbone in found)
 
 
@@ -69,11 +69,10 @@ class GraphedForward:
     """
 
     def __init__(
-        self, backbone: Backbone, record: "Callable[..., Recording] | None" = None, level: int = logging.WARNING
+        self, backbone: Backbone, record: "Callable[..., Recording] | None" = None, *, asked: bool = True
     ) -> None:
-        """record: makes the recording, `Recording` itself outside of tests. level: of what is said of passes that
-        cannot be recorded."""
-        self.backbone, self.record, self.level = backbone, record or Recording, level
+        """record: makes the recording, `Recording` itself outside of tests. asked: as of `use_cuda_graphs`."""
+        self.backbone, self.record, self.asked = backbone, record or Recording, asked
         self.passes: Counter[Hashable] = Counter()
         self.recordings: dict[Hashable, Recording | None] = {}
         self.shared = Shared()
@@ -90,7 +89,7 @@ class GraphedForward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedForward":
         """For the copy of the backbone, with nothing recorded: a graph knows the addresses of what it was made of."""
-        return GraphedForward(copy.deepcopy(self.backbone, memo), self.record, self.level)
+        return GraphedForward(copy.deepcopy(self.backbone, memo), self.record, asked=self.asked)
 
     def _trains(self, hidden_states: Tensor) -> bool:
         backbone = self.backbone
@@ -112,7 +111,7 @@ class GraphedForward:
         found = next((name for name, module in self._modules if _has_hooks(module)), None)
         if found is not None and self.hooked is None:
             self.hooked = found or "the backbone"
-            _log.log(self.level, "cuda_graphs: %s has hooks; passes that they see are launched as before", self.hooked)
+            self._say("%s has hooks; passes that they see are launched as before", self.hooked)
         return found is not None
 
     def _recording(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
@@ -130,7 +129,7 @@ class GraphedForward:
         """Whether no further shape is recorded, which is said the first time."""
         if len(self.recordings) == MAX_RECORDINGS and not self.full:
             self.full = True
-            _log.log(self.level, "cuda_graphs: %d shapes are recorded; others are launched as before", MAX_RECORDINGS)
+            self._say("%d shapes are recorded; others are launched as before", MAX_RECORDINGS)
         return self.full
 
     def _recorded(self, hidden_states: Tensor, packing: Packing | None) -> "Recording | None":
@@ -139,12 +138,20 @@ class GraphedForward:
                 raise CannotRecordError(f"{name} adds to the loss (load_balancing)")
             return self.record(self.backbone, hidden_states, packing, self.shared)
         except CannotRecordError as error:
-            _log.log(self.level, "cuda_graphs: %s; launching as before", error)
+            self._say("%s; launching as before", error)
             return None
         except torch.OutOfMemoryError:
-            shape = tuple(hidden_states.shape)
-            _log.log(self.level, "cuda_graphs: no memory to record a pass of %s; launching as before", shape)
+            self._say("no memory to record a pass of %s; launching as before", tuple(hidden_states.shape))
             return None
+        except RuntimeError as error:
+            # A pass does what no graph can hold, a mixer from outside say. Who did not ask for graphs trains on.
+            if self.asked:
+                raise
+            _log.warning("cuda_graphs: auto: a pass cannot be recorded; launching as before: %s", _first_line(error))
+            return None
+
+    def _say(self, message: str, what: object) -> None:
+        _log.log(logging.WARNING if self.asked else logging.INFO, f"cuda_graphs: {message}", what)
 
 
 class Recording:
@@ -300,6 +307,10 @@ def _refusing_to_wait() -> Iterator[None]:
         raise CannotRecordError("a pass waits for the GPU, which a recording cannot") from error
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _has_hooks(module: nn.Module) -> bool:
