@@ -125,6 +125,27 @@ def test_recorded_training_on_a_gpu_gives_the_same_losses(spec):
         assert len(forward.recordings) == 2 and None not in forward.recordings.values()
 
 
+@on_gpu
+def test_a_capture_that_fails_leaves_training_as_it_was(caplog):
+    """A mixer that waits for its stream, which nothing finds before the capture does."""
+    model = tiny_model(MIXERS[0], "cuda")
+    twin = copy.deepcopy(model)
+    forward = graphed(twin)
+    forward.asked = False
+    mixer = forward.backbone.layers[0].sequence.mixer
+    plain = type(mixer).forward
+
+    def waits(*inputs):
+        torch.cuda.current_stream().synchronize()
+        return plain(mixer, *inputs)
+
+    mixer.forward = waits
+    expected, actual = (train_in_turns(one, 8) for one in (model, twin))
+    assert actual == pytest.approx(expected, rel=1e-4)
+    assert set(forward.recordings.values()) == {None}
+    assert "auto: a pass cannot be recorded" in caplog.text
+
+
 def passes(model, forward, **changes):
     """Run one training pass; return how many recordings there are."""
     batch = batch_of(0) | changes
