@@ -116,6 +116,29 @@ def _(projected, conv_weight, conv_bias, dt_bias, A, D, fc_D, norm_weight, seque
     return torch.empty_like(y), y, projected.new_empty(shape), diagonal
 
 
+def _mixing_backward(
+    operands: Operands, mixed: Tensor, states: Tensor | None, D: Tensor | None, fc_D: Tensor | None, spare: Tensor,
+    grad_steps: tuple[Tensor, Tensor], layout: _Layout,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Write the gradient of `mixed`, of which the operands are made, over it, and `grad_steps`; return those of A, of
+    the steps' bias, of D and of fc_D (empty where there are none). spare: laid out like `mixed`; it holds dY, and then
+    the gradients of B and C, which are read to the end. What is needed here alone is freed on return."""
+    A, x = operands.steps.A, mixed[..., : layout.d_inner]
+    grad_diagonal = None if operands.diagonal is None else A.new_empty(*mixed.shape[:2], layout.nheads)
+    into = OperandGrads(operands.x, *layout.projections(spare), grad_steps, grad_diagonal)
+    backward = MixBackward.of(operands, states, layout.x(spare))
+    grad_logs = backward.through_matrix(into)
+    grad_D, grad_fc_D, extra = A.new_empty(0), A.new_empty(0), None
+    if grad_diagonal is not None and fc_D is not None and D is not None:
+        grad_D = grad_diagonal.sum((0, 1)).to(D.dtype)
+        narrow = grad_diagonal.flatten(0, 1).to(mixed.dtype)
+        grad_fc_D = (narrow.T @ x.flatten(0, 1)).to(fc_D.dtype)
+        extra = grad_diagonal, fc_D.to(mixed.dtype).contiguous()
+    grad_A, grad_dt_bias = backward.of_x(into, grad_logs, extra)
+    mixed[..., layout.d_inner :] = spare[..., layout.d_inner :]
+    return grad_A, grad_dt_bias, grad_D, grad_fc_D
+
+
 @torch.library.custom_op("anymixer::hydra_core_backward", mutates_args=())
 def _backward(
     grad_out: Tensor, projected: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, dt_bias: Tensor, A: Tensor,
@@ -126,32 +149,19 @@ def _backward(
     ids = None if sequence_id is None else sequence_id.contiguous()
     projected, grad_out = projected.contiguous(), grad_out.contiguous()
     grad_projected = torch.empty_like(projected)
-    # The convolution writes here when all else is done; until then it holds what the mixing's gradients need.
+    # The convolution writes here when all else is done; until then the mixing's gradients stand there.
     spare = layout.convolved(grad_projected)
-    grad_y = spare[..., : layout.d_inner]
     grad_norm = launch_gated_norm_backward(
-        grad_out, y, layout.gate(projected), norm_weight, eps, grad_y, layout.gate(grad_projected)
+        grad_out, y, layout.gate(projected), norm_weight, eps, spare[..., : layout.d_inner], layout.gate(grad_projected)
     )
     mixed = _convolved(projected, conv_weight, conv_bias, ids, layout)
     operands = _operands(mixed, diagonal if diagonal.numel() else None, projected, dt_bias, A, ids, layout)
-    grad_diagonal = None if operands.diagonal is None else A.new_empty(*mixed.shape[:2], layout.nheads)
-    B, C = layout.projections(spare)
-    into = OperandGrads(operands.x, B, C, layout.steps(grad_projected), grad_diagonal)
-    backward = MixBackward.of(
-        operands, states if states.numel() else None, grad_y.unflatten(-1, (layout.nheads, headdim))
+    grads = _mixing_backward(
+        operands, mixed, states if states.numel() else None, D, fc_D, spare, layout.steps(grad_projected), layout
     )
-    grad_logs = backward.through_matrix(into)
-    grad_D, grad_fc_D, extra = A.new_empty(0), A.new_empty(0), None
-    if grad_diagonal is not None and fc_D is not None and D is not None:
-        grad_D = grad_diagonal.sum((0, 1)).to(D.dtype)
-        flat, narrow = mixed.flatten(0, 1)[:, : layout.d_inner], grad_diagonal.flatten(0, 1).to(mixed.dtype)
-        grad_fc_D = (narrow.T @ flat).to(fc_D.dtype)
-        extra = grad_diagonal, fc_D.to(mixed.dtype).contiguous()
-    grad_A, grad_dt_bias = backward.of_x(into, grad_logs, extra)
-    grad_mixed = mixed  # its x is dX by now
-    grad_mixed[..., layout.d_inner :] = spare[..., layout.d_inner :]
+    grad_A, grad_dt_bias, grad_D, grad_fc_D = grads
     grad_weight, grad_bias = launch_conv_backward(
-        grad_mixed, layout.convolved(projected), conv_weight, conv_bias, ids, layout.convolved(grad_projected),
+        mixed, layout.convolved(projected), conv_weight, conv_bias, ids, layout.convolved(grad_projected),
         activate=True, causal=False,
     )  # fmt: skip
     grad_bias = A.new_empty(0) if grad_bias is None else grad_bias
