@@ -4,9 +4,9 @@
     python -m benchmarks.data_prep wiki.part*.txt.xz --tokenizer FOLDER --rows pack:128 --megabytes 0 --cores 8
 
 Bare: `encode_batch` of the `tokenizers` library, and its form without offsets, on documents in memory. A conversion
-reads files, decompresses, hashes, tokenizes, packs, and writes shards. On one core both are measured in processor
-seconds, which other programs do not change much, in turns; on several by the clock, the start of the processes
-included.
+reads files, decompresses, hashes, tokenizes, packs, and writes shards. Both are measured in turns: on one core in
+processor seconds, which other programs do not change much; on several by the clock, the start of the processes
+included, which import their libraries in the first turn only. The medians are given.
 """
 
 from __future__ import annotations

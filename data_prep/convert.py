@@ -17,7 +17,7 @@ from data_prep.duplicates import find_duplicates, hashes_file
 from data_prep.manifest import build_manifest, check_joins, is_complete, join_manifests, save_tokenizer, write_results
 from data_prep.options import ConvertOptions, conversion_settings
 from data_prep.place import place_of
-from data_prep.pool import run_units
+from data_prep.pool import prepare_processes, run_units
 from data_prep.progress import ProgressDisplay
 from data_prep.sources import input_files, limited
 from data_prep.tokenizing import Vocabulary, vocabulary_of
@@ -59,10 +59,11 @@ def convert(options: ConvertOptions) -> dict[str, Any] | None:
 
 def _convert(options: ConvertOptions, space: Workspace) -> dict[str, Any] | None:
     place = space.place
+    units = plan_units(options)
+    prepare_processes(len(units), options.workers)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     fingerprint = tokenizer_fingerprint(tokenizer) if tokenizer is not None else None
     settings = conversion_settings(options, tokenizer=fingerprint)
-    units = plan_units(options)
     manifest = space.manifest()
     if manifest is not None and is_complete(manifest, settings, units, place):
         space.complete()

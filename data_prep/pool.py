@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any
 
@@ -86,8 +88,35 @@ class _Member:
 _member: _Member  # of this process, once it has joined
 
 
+def prepare_processes(units: int, cores: int) -> None:
+    """Begin to import what the processes of `run_units` need, where there will be several, and return at once."""
+    if min(cores, units) > 1:
+        # Not forked from this process, whose libraries may have started threads; each new process is forked from
+        # one that has done nothing but import.
+        forkserver.set_forkserver_preload(["data_prep.unit_work", "data_prep.shards", "tokenizers"])
+        # Ctrl-C is for this process, which says when the others stop: they begin with it blocked. The tracker, were it
+        # to start as the server does, would unblock it.
+        resource_tracker.ensure_running()
+        with _interrupts_held():
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _nothing() -> None:
+    """What the first process does."""
+
+
 def run_units(work: Work, job: Job, units: Sequence[Unit], cores: int, display: ProgressDisplay) -> None:
-    """Call `work(job, unit, watch)` for every unit, in as many processes as there are cores and units.
+    """Call `work(job, unit, watch)` for every unit, several at a time.
 
     Where units are fewer than cores, the tokenizer uses the idle ones.
 
@@ -105,20 +134,29 @@ def run_units(work: Work, job: Job, units: Sequence[Unit], cores: int, display: 
         watch.next_unit(unit.bytes)
 
 
+def _processes(units: int, cores: int) -> int:
+    """How many work at a time. A few units more than cores would leave cores idle at the end: they share them then."""
+    return units if units < 2 * cores else cores
+
+
 def _run_in_processes(work: Work, job: Job, units: Sequence[Unit], cores: int, display: ProgressDisplay) -> None:
-    # Not forked from this process, whose libraries may have started threads; each new process is forked from
-    # one that has done nothing but import.
+    prepare_processes(len(units), cores)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_prep.unit_work", "data_prep.shards", "tokenizers"])
-    count = min(cores, len(units))
+    count = _processes(len(units), cores)
     board = context.Array("q", count * _NUMBERS, lock=False)
     slots, busy, stop = context.Value("i", 0), context.Value("i", 0), context.Value("b", 0)
     arguments = (board, slots, busy, stop, cores)
+    # The server forks once it has imported, seconds later. Ctrl-C may come until then, but not while the processes that
+    # are given these arguments begin: they would look for what this process has taken away with it.
+    first = context.Process(target=_nothing)
+    first.start()
+    first.join()
     with ProcessPoolExecutor(count, mp_context=context, initializer=_join, initargs=arguments) as pool:
         # The largest first, so that the processes end at about the same time.
         ordered = sorted(units, key=lambda unit: -unit.bytes)
-        waiting: set[Future[None]] = {pool.submit(_work, work, job, unit) for unit in ordered}
         try:
+            with _interrupts_held():
+                waiting: set[Future[None]] = {pool.submit(_work, work, job, unit) for unit in ordered}
             while waiting:
                 done, waiting = wait(waiting, _POLL_SECONDS, return_when=FIRST_EXCEPTION)
                 for future in done:
@@ -141,7 +179,6 @@ def _join(board: Any, slots: Any, busy: Any, stop: Any, cores: int) -> None:
         slots.value += 1
     os.environ["RAYON_NUM_THREADS"] = str(cores)
     _member = _Member(board, slot, busy, stop, cores)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -65,24 +65,35 @@ def _gather_kernel(
 
 
 @triton.jit
-def _load_step(states, places, step, stride, nchunks, entry_ok):
-    """What is met at a step of the journey, 0 after its end."""
-    return tl.load(states + places + step * stride, mask=entry_ok & (step < nchunks), other=0.0)
+def _met_at(places, step, stride, nchunks, ok):
+    """What stands at the chunk of a step of the journey, 0 after its end."""
+    return tl.load(places + step * stride, mask=ok & (step < nchunks), other=0.0)
 
 
 @triton.jit
-def _kept_by(total, ids, batch, chunk, chunk_at, direction, length, CHUNK: tl.constexpr, HAS_IDS: tl.constexpr):
+def _kept_at(total, ids, chunk, length, direction, is_there, CHUNK: tl.constexpr, HAS_IDS: tl.constexpr):
     """What a chunk leaves of the state that passes it: nothing if its sequence ends there."""
-    keep = tl.exp2(tl.load(total + chunk_at))
+    keep = tl.exp2(tl.load(total + chunk, mask=is_there, other=0.0))
     if HAS_IDS:
         begin = chunk * CHUNK
         end = tl.minimum(begin + CHUNK, length)
-        row_ids = ids + batch * length
-        edge = tl.load(row_ids + tl.where(direction == 0, begin - 1, end),
-                       mask=tl.where(direction == 0, begin > 0, end < length), other=-3)  # fmt: skip
-        leaving = tl.load(row_ids + tl.where(direction == 0, end - 1, begin))
+        ascending = direction == 0
+        is_inside = tl.where(ascending, begin > 0, end < length)
+        edge = tl.load(ids + tl.where(ascending, begin - 1, end), mask=is_there & is_inside, other=-3)
+        leaving = tl.load(ids + tl.where(ascending, end - 1, begin), mask=is_there, other=-3)
         keep = tl.where(edge == leaving, keep, 0.0)
     return keep
+
+
+@triton.jit
+def _pass(state, gain, keep, came, step, nchunks, places, stride, kept, kept_stride, ok, REVERSED: tl.constexpr):
+    """Write the state that enters the chunk of a step, return the one that leaves it."""
+    is_there = step < nchunks
+    tl.store(places + step * stride, state, mask=ok & is_there)
+    if REVERSED:
+        # What passes through the chunk, as the readers beyond it weigh it: the gradient of the chunk's decay.
+        tl.store(kept + step * kept_stride, keep * tl.sum(came.to(tl.float32) * state, axis=0), mask=is_there)
+    return keep * state + gain.to(tl.float32)
 
 
 @triton.jit
@@ -94,40 +105,46 @@ def _carry_kernel(
     batch, head = program // nheads, program % nheads
     direction = tl.program_id(1)
     part = tl.program_id(2)
-    parts = tl.num_programs(2)
     entry = part * BLOCK + tl.arange(0, BLOCK)
-    entry_ok = entry < size
+    ok = entry < size
     ascending = (direction == 0) != REVERSED
     onward = tl.where(ascending, 1, -1)
-    chunk = tl.where(ascending, 0, nchunks - 1)
+    first = tl.where(ascending, 0, nchunks - 1)
+    places = direction * state_size + ((batch * nchunks + first) * nheads + head) * size + entry
     stride = (onward * nheads * size).to(tl.int64)
-    places = direction * state_size + ((batch * nchunks + chunk) * nheads + head) * size + entry
-    chunk_at = direction * total_size + program * nchunks
-    # What a chunk adds is read, and what enters it written to the same place: by this program alone.
+    gains = states + places
+    total += direction * total_size + program * nchunks
+    if HAS_IDS:
+        ids += batch * length
+    if REVERSED:
+        kept += (direction * total_size + program * nchunks + first) * tl.num_programs(2) + part
+    kept_stride = onward * tl.num_programs(2)
+    # What a chunk adds is read, and what enters it written to the same place, by this program alone. Four steps at once,
+    # because a read that stands below a write waits by itself for the memory.
     state = tl.zeros([BLOCK], tl.float32)
-    step = 0
-    # Triton 3.6's interpreter takes no range of an argument. Two steps at once, so that their reads wait together.
-    while step < nchunks:
-        gain = _load_step(states, places, step, stride, nchunks, entry_ok)
-        next_gain = _load_step(states, places, step + 1, stride, nchunks, entry_ok)
+    a = 0
+    # Triton 3.6's interpreter takes no range of an argument.
+    while a < nchunks:
+        b, c, d = a + 1, a + 2, a + 3
+        keep_a = _kept_at(total, ids, first + onward * a, length, direction, a < nchunks, CHUNK, HAS_IDS)
+        keep_b = _kept_at(total, ids, first + onward * b, length, direction, b < nchunks, CHUNK, HAS_IDS)
+        keep_c = _kept_at(total, ids, first + onward * c, length, direction, c < nchunks, CHUNK, HAS_IDS)
+        keep_d = _kept_at(total, ids, first + onward * d, length, direction, d < nchunks, CHUNK, HAS_IDS)
+        gain_a = _met_at(gains, a, stride, nchunks, ok)
+        gain_b = _met_at(gains, b, stride, nchunks, ok)
+        gain_c = _met_at(gains, c, stride, nchunks, ok)
+        gain_d = _met_at(gains, d, stride, nchunks, ok)
+        came_a, came_b, came_c, came_d = gain_a, gain_b, gain_c, gain_d  # not read unless
         if REVERSED:
-            came = _load_step(entered, places, step, stride, nchunks, entry_ok).to(tl.float32)
-            next_came = _load_step(entered, places, step + 1, stride, nchunks, entry_ok).to(tl.float32)
-        keep = _kept_by(total, ids, batch, chunk, chunk_at + chunk, direction, length, CHUNK, HAS_IDS)
-        tl.store(states + places + step * stride, state, mask=entry_ok)
-        if REVERSED:
-            # What passes through the chunk, as the readers beyond it weigh it: the gradient of the chunk's decay.
-            tl.store(kept + (chunk_at + chunk) * parts + part, keep * tl.sum(came * state, axis=0))
-        state = keep * state + gain.to(tl.float32)
-        if step + 1 < nchunks:
-            chunk += onward
-            keep = _kept_by(total, ids, batch, chunk, chunk_at + chunk, direction, length, CHUNK, HAS_IDS)
-            tl.store(states + places + (step + 1) * stride, state, mask=entry_ok)
-            if REVERSED:
-                tl.store(kept + (chunk_at + chunk) * parts + part, keep * tl.sum(next_came * state, axis=0))
-            state = keep * state + next_gain.to(tl.float32)
-            chunk += onward
-        step += 2
+            came_a = _met_at(entered + places, a, stride, nchunks, ok)
+            came_b = _met_at(entered + places, b, stride, nchunks, ok)
+            came_c = _met_at(entered + places, c, stride, nchunks, ok)
+            came_d = _met_at(entered + places, d, stride, nchunks, ok)
+        state = _pass(state, gain_a, keep_a, came_a, a, nchunks, gains, stride, kept, kept_stride, ok, REVERSED)
+        state = _pass(state, gain_b, keep_b, came_b, b, nchunks, gains, stride, kept, kept_stride, ok, REVERSED)
+        state = _pass(state, gain_c, keep_c, came_c, c, nchunks, gains, stride, kept, kept_stride, ok, REVERSED)
+        state = _pass(state, gain_d, keep_d, came_d, d, nchunks, gains, stride, kept, kept_stride, ok, REVERSED)
+        a += 4
 
 
 def gather_states(side: Side, weights: LogWeights, sequence_id: Tensor | None, *, readers: bool) -> Tensor:
