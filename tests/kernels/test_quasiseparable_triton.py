@@ -74,6 +74,13 @@ def test_output_and_gradients(length, ngroups, packed, dtype, poisoned):  # noqa
     check(both_ways(make_inputs(length, ngroups=ngroups, **SIZES), dtype, ids), dtype)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_more_chunks_than_are_carried_at_once(packed, poisoned):  # noqa: F811
+    """Six: four, and two."""
+    inputs, ids = make_inputs(643, batch=1, **SIZES | {"nheads": 2}), packed_ids(643)[:1] if packed else None
+    check(both_ways(inputs, torch.float32, ids), torch.float32)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Chunks of 32 tokens are two blocks of 16."""

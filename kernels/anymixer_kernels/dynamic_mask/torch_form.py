@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from anymixer_kernels.cached_attention import attend_to_cache
 from anymixer_kernels.dynamic_mask.key_sets import best_keys, best_of_each_sequence, key_block
 
 
@@ -32,10 +33,10 @@ def dynamic_mask_torch(
 
 
 def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, visible: Tensor) -> Tensor:
-    """Attention with a bias of each key: shapes as in `dynamic_mask_attention`, q with any number of rows; visible:
-    bool [batch, kv_heads, rows or 1, length]."""
+    """Attention of one new token with a bias of each key: shapes as in `dynamic_mask_attention`, q with one row;
+    visible: bool [batch, kv_heads, 1, length]."""
     width, scale = v.shape[-1], q.shape[-1] ** -0.5
-    return _attend(*_with_bias_channels(q, k, v, key_bias, scale), scale, visible)[..., :width]
+    return attend_to_cache(*_with_bias_channels(q, k, v, key_bias, scale), visible, scale)[..., :width]
 
 
 def _with_bias_channels(

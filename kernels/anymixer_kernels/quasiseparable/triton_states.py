@@ -119,8 +119,8 @@ def _carry_kernel(
     if REVERSED:
         kept += (direction * total_size + program * nchunks + first) * tl.num_programs(2) + part
     kept_stride = onward * tl.num_programs(2)
-    # What a chunk adds is read, and what enters it written to the same place, by this program alone. Four steps at once,
-    # because a read that stands below a write waits by itself for the memory.
+    # What a chunk adds is read, and what enters it written to the same place, by this program alone. Four are read at
+    # once, because a read that stands below a write waits by itself for the memory.
     state = tl.zeros([BLOCK], tl.float32)
     a = 0
     # Triton 3.6's interpreter takes no range of an argument.
@@ -134,7 +134,7 @@ def _carry_kernel(
         gain_b = _met_at(gains, b, stride, nchunks, ok)
         gain_c = _met_at(gains, c, stride, nchunks, ok)
         gain_d = _met_at(gains, d, stride, nchunks, ok)
-        came_a, came_b, came_c, came_d = gain_a, gain_b, gain_c, gain_d  # not read unless
+        came_a, came_b, came_c, came_d = gain_a, gain_b, gain_c, gain_d  # read in the backward pass only
         if REVERSED:
             came_a = _met_at(entered + places, a, stride, nchunks, ok)
             came_b = _met_at(entered + places, b, stride, nchunks, ok)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from anymixer_kernels.cached_attention import attend_to_cache
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -103,8 +104,7 @@ class Attention(SoftmaxHeads):
         if self.config.positions == "alibi":
             bias = alibi_bias(self.num_heads, length + 1, q.device, q.dtype, queries=1)
             mask = bias.masked_fill(~mask, -torch.inf)
-        mixed = scaled_dot_product_attention(q, self._for_all_heads(k), self._for_all_heads(v), attn_mask=mask)
-        return self._merge(mixed)[:, 0], {"k": k, "v": v, "real": real}
+        return self._merge(attend_to_cache(q, k, v, mask))[:, 0], {"k": k, "v": v, "real": real}
 
     def state_size(self, length: int, dtype: torch.dtype = torch.float32) -> int:
         """See `SequenceMixer.state_size`."""

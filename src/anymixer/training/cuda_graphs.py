@@ -189,13 +189,14 @@ class Recording:
     def _record_on_gpu(self, forward: Callable[[], Tensor], inputs: tuple[Tensor, ...], shared: Shared) -> None:
         shared.stream = shared.stream or torch.cuda.Stream()
         shared.pool = shared.pool or torch.cuda.graph_pool_handle()
+        # What earlier passes have freed is kept for more like them, out of reach of another stream and of the graphs.
+        torch.cuda.empty_cache()
         shared.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(shared.stream), _refusing_to_wait():  # so that nothing is set up while recording
             output = forward()
             self._gradients(output, inputs, torch.zeros_like(output))
             del output
         torch.cuda.current_stream().wait_stream(shared.stream)
-        # What earlier passes have freed is kept for more like them, out of the graphs' reach.
         torch.cuda.empty_cache()
         self._forward_graph, self._backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         options: dict[str, Any] = {
