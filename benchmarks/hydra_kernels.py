@@ -26,7 +26,7 @@ from anymixer_kernels.gated_norm import triton_form as norm_form
 from anymixer_kernels.gated_norm.triton_form import launch_gated_norm, launch_gated_norm_backward
 from anymixer_kernels.quasiseparable import triton_gradients, triton_mix, triton_states
 from anymixer_kernels.quasiseparable.triton_form import CHUNK, Operands
-from anymixer_kernels.quasiseparable.triton_gradients import Gradients, launch_gradients
+from anymixer_kernels.quasiseparable.triton_gradients import Gradients, blocks_of_chunk, launch_gradients
 from anymixer_kernels.quasiseparable.triton_log_weights import Steps, log_weights, log_weights_backward
 from anymixer_kernels.quasiseparable.triton_mix import launch_mix
 from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states
@@ -118,7 +118,8 @@ class Case:
         if self.weights.nchunks > 1:
             self.states = gather_states(self._sources(), self.weights, None, readers=False)
         self.logs = torch.randn_like(self.weights.row), torch.randn_like(self.weights.row)
-        self.crossing = None if self.states is None else (*self.logs, torch.randn_like(self.weights.total))
+        total, blocks = self.weights.total, blocks_of_chunk(self.weights.chunk)
+        self.of_total = None if self.states is None else torch.randn(*total.shape, blocks, device=device)
 
     @staticmethod
     def _heads(mixed: torch.Tensor) -> torch.Tensor:
@@ -154,6 +155,7 @@ class Case:
         yield "mix", self.mix(), conv + inner + 5 * small + held
         yield "gradients of readers", self.gradients(readers=True), conv + inner + 2 * 2 * D_STATE + 6 * small + held
         yield "gradients of sources", self.gradients(readers=False), conv + inner + 2 * 2 * D_STATE + 6 * small + held
+        of_total = None if self.of_total is None else self.of_total.sum(-1)
         yield "gated norm", lambda: launch_gated_norm(self.y, gate, self.norm, 1e-5, self.out), 3 * inner
         yield (
             "gated norm backward",
@@ -162,8 +164,8 @@ class Case:
         )
         yield (
             "log weights backward",
-            lambda: log_weights_backward(self.steps, weights, self.logs, self.crossing, self.grad_raw),
-            6 * small + (0 if states is None else 4 * small),
+            lambda: log_weights_backward(self.steps, weights, self.logs, of_total, self.grad_raw),
+            6 * small,
         )
         yield (
             "convolution backward",
@@ -186,7 +188,7 @@ class Case:
         own, other = sides if readers else sides[::-1]
         diagonal = torch.empty(*self.y.shape[:2], NHEADS, device=self.y.device) if readers else None
         left, right = C if readers else B
-        grads = Gradients(left, right, self.logs[0], None if self.states is None else self.logs[1])
+        grads = Gradients(left, right, self.logs[0], self.of_total)
         return lambda: launch_gradients(
             own, other, self.weights, None, grads, readers=readers, grad_diagonal=diagonal, states=self.states
         )

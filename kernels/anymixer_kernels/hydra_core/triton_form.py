@@ -127,16 +127,16 @@ def _mixing_backward(
     grad_diagonal = None if operands.diagonal is None else A.new_empty(*mixed.shape[:2], layout.nheads)
     into = OperandGrads(operands.x, *layout.projections(spare), grad_steps, grad_diagonal)
     backward = MixBackward.of(operands, states, layout.x(spare))
-    grad_logs = backward.through_matrix(into)
+    through = backward.through_matrix(into)
     grad_D, grad_fc_D, extra = A.new_empty(0), A.new_empty(0), None
     if grad_diagonal is not None and fc_D is not None and D is not None:
         grad_D = grad_diagonal.sum((0, 1)).to(D.dtype)
         narrow = grad_diagonal.flatten(0, 1).to(mixed.dtype)
         grad_fc_D = (narrow.T @ x.flatten(0, 1)).to(fc_D.dtype)
         extra = grad_diagonal, fc_D.to(mixed.dtype).contiguous()
-    grad_A, grad_dt_bias = backward.of_x(into, grad_logs, extra)
+    backward.of_x(into, through.asked, extra)
     mixed[..., layout.d_inner :] = spare[..., layout.d_inner :]
-    return grad_A, grad_dt_bias, grad_D, grad_fc_D
+    return through.A, through.bias, grad_D, grad_fc_D
 
 
 @torch.library.custom_op("anymixer::hydra_core_backward", mutates_args=())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anymixer_kernels.quasiseparable.limits import CHUNK
 from anymixer_kernels.quasiseparable.reference import QuasiseparableInputs
-from anymixer_kernels.quasiseparable.triton_gradients import Gradients, launch_gradients
+from anymixer_kernels.quasiseparable.triton_gradients import Gradients, blocks_of_chunk, launch_gradients
 from anymixer_kernels.quasiseparable.triton_log_weights import LogWeights, Steps, log_weights, log_weights_backward
 from anymixer_kernels.quasiseparable.triton_mix import launch_mix
 from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states
@@ -65,12 +65,11 @@ def mix(operands: Operands, out: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True)
 class ThroughMatrix:
-    """What the gradients through M's entries leave for the rest of a backward pass. logs: of row and col, by what stays
-    in a chunk. crossing: the same by what crosses chunks, and the gradient of total by what passes through; asked: what
-    is asked of the states that leave each chunk; both None where a row is one chunk."""
+    """What the gradients through M's entries leave. A, bias: the gradients of A and of the steps' bias, float32
+    [nheads]; asked: what is asked of the states that leave each chunk, None where a row is one chunk."""
 
-    logs: tuple[Tensor, Tensor]
-    crossing: tuple[Tensor, Tensor, Tensor] | None
+    A: Tensor
+    bias: Tensor
     asked: Tensor | None
 
 
@@ -92,38 +91,33 @@ class MixBackward:
         return cls(operands, states, grad_y, log_weights(operands.steps, _chunk(operands.x)))
 
     def through_matrix(self, grads: "OperandGrads") -> ThroughMatrix:
-        """Write what `grads` names, less x's and the steps'."""
-        weights, ids, crossing, asked = self.weights, self.operands.steps.sequence_id, None, None
+        """Write what `grads` names, less x's."""
+        weights, ids, of_total, leaving, asked = self.weights, self.operands.steps.sequence_id, None, None, None
         sources, readers = self._sides()
         logs = torch.empty_like(weights.row), torch.empty_like(weights.col)
-        cross_row = cross_col = None
         if self.states is not None:
+            blocks = blocks_of_chunk(weights.chunk)
             asked = gather_states(readers, weights, ids, readers=True)
-            kept = carry_states(asked, weights, ids, self.operands.x.shape[1], self.states)
-            assert kept is not None
-            cross_row, cross_col = torch.empty_like(weights.row), torch.empty_like(weights.col)
-            crossing = cross_row, cross_col, kept
+            of_total = carry_states(asked, weights, ids, self.operands.x.shape[1], self.states, spare=blocks)
+            assert of_total is not None
+            leaving = of_total[..., -blocks:]
         launch_gradients(
-            readers, sources, weights, ids, Gradients(*grads.C, logs[0], cross_row), readers=True,
+            readers, sources, weights, ids, Gradients(*grads.C, logs[0]), readers=True,
             grad_diagonal=grads.diagonal, states=self.states,
         )  # fmt: skip
         launch_gradients(
-            sources, readers, weights, ids, Gradients(*grads.B, logs[1], cross_col), readers=False, states=asked
+            sources, readers, weights, ids, Gradients(*grads.B, logs[1], leaving), readers=False, states=asked
         )
-        return ThroughMatrix(logs, crossing, asked)
+        of_total = None if of_total is None else of_total.sum(-1)
+        return ThroughMatrix(*log_weights_backward(self.operands.steps, weights, logs, of_total, grads.steps), asked)
 
-    def of_x(
-        self, grads: "OperandGrads", through: ThroughMatrix, extra: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Write the gradients of x, with the product of `extra` added, and of the steps. Returns the gradients of A and
-        of the steps' bias: float32 [nheads]."""
+    def of_x(self, grads: "OperandGrads", asked: Tensor | None, extra: tuple[Tensor, Tensor] | None = None) -> None:
+        """Write the gradient of x, with the product of `extra` added; asked: as `through_matrix` returned it."""
         sources, readers = self._sides()
-        steps = self.operands.steps
         launch_mix(
-            sources, readers, self.weights, steps.sequence_id, grads.x, readers=False,
-            diagonal=self.operands.diagonal, extra=extra, states=through.asked,
+            sources, readers, self.weights, self.operands.steps.sequence_id, grads.x, readers=False,
+            diagonal=self.operands.diagonal, extra=extra, states=asked,
         )  # fmt: skip
-        return log_weights_backward(steps, self.weights, through.logs, through.crossing, grads.steps)
 
     def _sides(self) -> tuple[Side, Side]:
         return self.operands.sources(self.weights), self.operands.readers(self.weights, self.grad_y)
@@ -177,8 +171,9 @@ def _backward(
     )  # fmt: skip
     grad_y = grad_y if grad_y.stride(-1) == 1 else grad_y.contiguous()
     backward = MixBackward.of(operands, states if states.numel() else None, grad_y)
-    grad_A, _ = backward.of_x(grads, backward.through_matrix(grads))
-    return grad_x, grad_dt_f, grad_dt_b, grad_A, grad_B_f, grad_B_b, grad_C_f, grad_C_b, grad_diagonal
+    through = backward.through_matrix(grads)
+    backward.of_x(grads, through.asked)
+    return grad_x, grad_dt_f, grad_dt_b, through.A, grad_B_f, grad_B_b, grad_C_f, grad_C_b, grad_diagonal
 
 
 @_backward.register_fake

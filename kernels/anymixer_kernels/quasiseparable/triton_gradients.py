@@ -41,8 +41,8 @@ TILING = Tiling(rows=64, warps=4, stages=3)
 @triton.jit
 def _gradients_kernel(
     own, other, own_f, own_b, other_f, other_b, own_log, other_log, ids, states, total,
-    grad_own_f, grad_own_b, grad_own_log, grad_crossing, grad_diagonal,
-    length, nheads, nchunks, total_size, state_size, own_batch, other_batch, proj_batch, grad_batch,
+    grad_own_f, grad_own_b, grad_own_log, grad_total, grad_diagonal,
+    length, nheads, nchunks, total_size, total_width, state_size, own_batch, other_batch, proj_batch, grad_batch,
     headdim: tl.constexpr, d_state: tl.constexpr, own_token: tl.constexpr, own_head: tl.constexpr,
     other_token: tl.constexpr, other_head: tl.constexpr, proj_token: tl.constexpr, proj_group: tl.constexpr,
     grad_token: tl.constexpr, grad_group: tl.constexpr,
@@ -129,23 +129,31 @@ def _gradients_kernel(
         crosses_left, crosses_right = crossing(ids, batch, own_id, begin, length, CHUNK, READERS, HAS_IDS)
         own_left = load_projection(own_f + base, row, proj_token, n, d_state, begin, length, -reach, DOT).to(tl.float32)
         own_right = load_projection(own_b + base, row, proj_token, n, d_state, begin, length, reach, DOT).to(tl.float32)
+        tl.debug_barrier()  # the gradients of the log weights, written above, are added to
         for i in range(HEADS):
             head = group * HEADS + i
             logs = first_log + i * (2 * CHUNK)
-            total_at = total + (batch * nheads + head) * nchunks + begin // CHUNK
+            chunk_at = (batch * nheads + head) * nchunks + begin // CHUNK
             cross_f, cross_b = crossing_weights(
-                own_log + logs, total_at, crosses_left, crosses_right, row, total_size, CHUNK, READERS
+                own_log + logs, total + chunk_at, crosses_left, crosses_right, row, total_size, CHUNK, READERS
             )
             mine = load_rows(own_at + head * own_head, row, own_token, p, headdim, begin, length, WHOLE).to(DOT)
             state_at = states + (first_log // (2 * CHUNK) + i) * (headdim * d_state)
             state = load_state(state_at, p, n, headdim, d_state, DOT)
             met = tl.dot(mine, state, input_precision=PRECISION)
             grad_left += met * cross_f[:, None]
-            tl.store(grad_crossing + logs + row, tl.sum(met * own_left, axis=1) * cross_f)
+            of_left = tl.sum(met * own_left, axis=1) * cross_f
             state = load_state(state_at + state_size, p, n, headdim, d_state, DOT)
             met = tl.dot(mine, state, input_precision=PRECISION)
             grad_right += met * cross_b[:, None]
-            tl.store(grad_crossing + CHUNK + logs + row, tl.sum(met * own_right, axis=1) * cross_b)
+            of_right = tl.sum(met * own_right, axis=1) * cross_b
+            log_at = grad_own_log + logs + row
+            tl.store(log_at, tl.load(log_at) + of_left)
+            tl.store(log_at + CHUNK, tl.load(log_at + CHUNK) + of_right)
+            if not READERS:  # what leaves the chunk from a source has the rest of the chunk's decay
+                total_at = grad_total + chunk_at * total_width + block
+                tl.store(total_at, tl.sum(of_left, axis=0))
+                tl.store(total_at + total_size * total_width, tl.sum(of_right, axis=0))
     token = begin + row
     left_at = token
     right_at = token
@@ -163,12 +171,18 @@ def _gradients_kernel(
 @dataclass(frozen=True)
 class Gradients:
     """Where a side's gradients go: left, right like the projections (with the same strides as each other); log like row
-    and col, by what stays in a chunk; crossing likewise, by what crosses chunks, None where a row is one chunk."""
+    and col; total, of the sources alone and None where a row is one chunk: of the chunks' totals, [2, batch, nheads,
+    nchunks, blocks], to be summed over the last axis, of stride 1."""
 
     left: Tensor
     right: Tensor
     log: Tensor
-    crossing: Tensor | None
+    total: Tensor | None = None
+
+
+def blocks_of_chunk(chunk: int) -> int:
+    """Programs that share a chunk's gradients: the last axis of `Gradients.total`."""
+    return chunk // TILING.rows_of(chunk)
 
 
 def launch_gradients(
@@ -188,10 +202,11 @@ def launch_gradients(
     batch, length, nheads, headdim = own.values.shape
     ngroups, d_state = own.left.shape[2:]
     rows = TILING.rows_of(weights.chunk)
-    _gradients_kernel[(batch * weights.nchunks * (weights.chunk // rows), ngroups)](
+    _gradients_kernel[(batch * weights.nchunks * blocks_of_chunk(weights.chunk), ngroups)](
         own.values, other.values, own.left, own.right, other.left, other.right, own.log, other.log, sequence_id,
-        states, weights.total, grads.left, grads.right, grads.log, grads.crossing, grad_diagonal,
-        length, nheads, weights.nchunks, weights.total[0].numel(), 0 if states is None else states[0].numel(),
+        states, weights.total, grads.left, grads.right, grads.log, grads.total, grad_diagonal,
+        length, nheads, weights.nchunks, weights.total[0].numel(), 0 if grads.total is None else grads.total.stride(3),
+        0 if states is None else states[0].numel(),
         *(t.stride(0) for t in (own.values, other.values, own.left, grads.left)),
         headdim, d_state, *(t.stride(i) for t in (own.values, other.values, own.left, grads.left) for i in (1, 2)),
         HEADS=nheads // ngroups, CHUNK=weights.chunk, ROWS=rows, P=block_of(headdim), N=block_of(d_state),

@@ -118,7 +118,7 @@ def _log_weights_kernel(
 
 @triton.jit
 def _log_weights_backward_kernel(
-    dt_f, dt_b, A, bias, ids, grad_row, grad_col, cross_row, cross_col, kept,
+    dt_f, dt_b, A, bias, ids, grad_row, grad_col, grad_total,
     grad_dt_f, grad_dt_b, grad_A, grad_bias,
     length, nheads, nchunks, dt_batch, dt_token, grad_dt_batch, grad_dt_token, total_size,
     CHUNK: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_IDS: tl.constexpr,
@@ -149,11 +149,7 @@ def _log_weights_backward_kernel(
     by_col = tl.load(grad_col + source, mask=ok, other=0.0)
     of_total = tl.zeros([HEADS], tl.float32)
     if CROSS:
-        of_total += tl.load(kept + chunk_source, mask=head_ok, other=0.0)
-        by_row += tl.load(cross_row + source, mask=ok, other=0.0)
-        leaving = tl.load(cross_col + source, mask=ok, other=0.0)
-        of_total += tl.sum(leaving, axis=0)
-        by_col += leaving
+        of_total += tl.load(grad_total + chunk_source, mask=head_ok, other=0.0)
     argument, step = _step_size(tl.load(dt_f + place, mask=ok, other=0.0), shift, SOFTPLUS)
     da = tl.cumsum(by_row - by_col, axis=0, reverse=True) - by_row + of_total[None, :]
     step = tl.where(ok, step, 0.0)
@@ -169,11 +165,7 @@ def _log_weights_backward_kernel(
     by_col = tl.load(grad_col + CHUNK + source, mask=ok, other=0.0)
     of_total = tl.zeros([HEADS], tl.float32)
     if CROSS:
-        of_total += tl.load(kept + total_size + chunk_source, mask=head_ok, other=0.0)
-        by_row += tl.load(cross_row + CHUNK + source, mask=ok, other=0.0)
-        leaving = tl.load(cross_col + CHUNK + source, mask=ok, other=0.0)
-        of_total += tl.sum(leaving, axis=0)
-        by_col += leaving
+        of_total += tl.load(grad_total + total_size + chunk_source, mask=head_ok, other=0.0)
     argument, step = _step_size(tl.load(dt_b + place, mask=ok, other=0.0), shift, SOFTPLUS)
     da = tl.cumsum(by_row - by_col, axis=0) - by_row + of_total[None, :]
     step = tl.where(ok, step, 0.0)
@@ -208,23 +200,22 @@ def log_weights_backward(
     steps: Steps,
     weights: LogWeights,
     grad_logs: tuple[Tensor, Tensor],
-    crossing: tuple[Tensor, Tensor, Tensor] | None,
+    grad_total: Tensor | None,
     grad_steps: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Write the gradients of `steps.forward` and `steps.backward` into `grad_steps` (the same strides as each other,
     the last 1); return those of A and of the bias: float32 [nheads].
 
-    grad_logs: of row and col as natural logarithms, by what stays in a chunk. crossing: the same by what crosses
-    chunks, and the gradient of total by what passes through a chunk.
+    grad_logs: of row and col as natural logarithms; grad_total: of total, None where a row is one chunk.
     """
     batch, length, nheads = steps.forward.shape
     nchunks = weights.nchunks
     grad_A, grad_bias = steps.A.new_empty(2, batch * nchunks, nheads)
     _log_weights_backward_kernel[(batch * nchunks, triton.cdiv(nheads, HEADS_AT_ONCE))](
         steps.forward, steps.backward, steps.A, steps.bias, steps.sequence_id, *grad_logs,
-        *(crossing or (None, None, None)), *grad_steps, grad_A, grad_bias,
+        grad_total, *grad_steps, grad_A, grad_bias,
         length, nheads, nchunks, *steps.forward.stride()[:2], *grad_steps[0].stride()[:2], weights.total[0].numel(),
         CHUNK=weights.chunk, HEADS=HEADS_AT_ONCE, SOFTPLUS=steps.bias is not None,
-        HAS_IDS=steps.sequence_id is not None, CROSS=crossing is not None, LEAST=LEAST_STEP, num_warps=8,
+        HAS_IDS=steps.sequence_id is not None, CROSS=grad_total is not None, LEAST=LEAST_STEP, num_warps=8,
     )  # fmt: skip
     return grad_A.sum(0), grad_bias.sum(0)

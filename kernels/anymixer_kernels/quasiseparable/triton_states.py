@@ -98,7 +98,7 @@ def _pass(state, gain, keep, came, step, nchunks, places, stride, kept, kept_str
 
 @triton.jit
 def _carry_kernel(
-    states, entered, total, ids, kept, length, nheads, nchunks, size, total_size, state_size,
+    states, entered, total, ids, kept, length, nheads, nchunks, size, total_size, state_size, kept_width,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr, REVERSED: tl.constexpr, HAS_IDS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -117,8 +117,8 @@ def _carry_kernel(
     if HAS_IDS:
         ids += batch * length
     if REVERSED:
-        kept += (direction * total_size + program * nchunks + first) * tl.num_programs(2) + part
-    kept_stride = onward * tl.num_programs(2)
+        kept += (direction * total_size + program * nchunks + first) * kept_width + part
+    kept_stride = onward * kept_width
     # What a chunk adds is read, and what enters it written to the same place, by this program alone. Four are read at
     # once, because a read that stands below a write waits by itself for the memory.
     state = tl.zeros([BLOCK], tl.float32)
@@ -169,20 +169,26 @@ def gather_states(side: Side, weights: LogWeights, sequence_id: Tensor | None, *
 
 
 def carry_states(
-    states: Tensor, weights: LogWeights, sequence_id: Tensor | None, length: int, entered: Tensor | None = None
+    states: Tensor,
+    weights: LogWeights,
+    sequence_id: Tensor | None,
+    length: int,
+    entered: Tensor | None = None,
+    spare: int = 0,
 ) -> Tensor | None:
     """Over what each chunk adds, contiguous, write the states that enter each.
 
     With `entered`, which the readers met, the way back: what is asked of the states that leave each chunk. Returns then
-    the gradient of each chunk's total by what passes through it, [2, batch, nheads, nchunks], else None.
+    the gradient of each chunk's total by what passes through it, in parts to be summed: [2, batch, nheads, nchunks,
+    parts + spare], the last `spare` for others to write; else None.
     """
     _, batch, nchunks, nheads, headdim, d_state = states.shape
     size = headdim * d_state
     parts = triton.cdiv(size, CARRY_ENTRIES)
-    kept = None if entered is None else weights.total.new_empty(*weights.total.shape, parts)
+    kept = None if entered is None else weights.total.new_empty(*weights.total.shape, parts + spare)
     _carry_kernel[(batch * nheads, 2, parts)](
         states, entered, weights.total, sequence_id, kept, length, nheads, nchunks, size, weights.total[0].numel(),
-        states[0].numel(), CHUNK=weights.chunk, BLOCK=CARRY_ENTRIES, REVERSED=entered is not None,
+        states[0].numel(), parts + spare, CHUNK=weights.chunk, BLOCK=CARRY_ENTRIES, REVERSED=entered is not None,
         HAS_IDS=sequence_id is not None, num_warps=CARRY_WARPS, num_stages=3,
     )  # fmt: skip
-    return None if kept is None else kept.sum(-1)
+    return kept
