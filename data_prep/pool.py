@@ -198,6 +198,7 @@ def _join(board: Any, slots: Any, busy: Any, stop: Any, cores: int) -> None:
         slots.value += 1
     os.environ["RAYON_NUM_THREADS"] = str(cores)
     _member = _Member(board, slot, busy, stop, cores)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,8 +1,10 @@
-"""Attention's positions against their closed forms."""
+"""Attention's positions against their closed forms, and its decoding against its own rows."""
 
+import pytest
 import torch
 
 from anymixer.layers.positions import alibi_bias, alibi_slopes, apply_rotary
+from anymixer.mixers import build_mixer
 
 
 def test_rotary_scores_depend_on_distance_alone():
@@ -37,3 +39,18 @@ def test_alibi_bias_is_symmetric_and_zero_on_the_diagonal():
     assert torch.equal(bias, bias.transpose(-1, -2))
     assert bias[0, 1, 0, 4] == -4 * alibi_slopes(4)[1]
     assert (bias.diagonal(dim1=-2, dim2=-1) == 0).all()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("positions", ["none", "rotary", "alibi"])
+def test_decoding_gives_the_rows_of_the_forward_pass(positions, kv_heads):
+    torch.manual_seed(0)
+    options = {"num_heads": 4, "num_kv_heads": kv_heads, "positions": positions, "causal": True}
+    mixer = build_mixer({"name": "attention", **options}, 32).double().eval()
+    hidden = torch.randn(3, 9, 32, dtype=torch.float64)
+    rows, state = mixer.prefill(hidden[:, :4])
+    steps = []
+    for token in hidden[:, 4:].unbind(1):
+        row, state = mixer.step(token, state)
+        steps.append(row)
+    torch.testing.assert_close(torch.cat([rows, torch.stack(steps, 1)], 1), mixer(hidden))
