@@ -107,17 +107,14 @@ def prepare_processes(units: int, cores: int) -> None:
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """Let programs that start in the block find these variables."""
-    before = {name: os.environ.get(name) for name in variables}
+    """Let programs that start in the block find these variables, where the user has not set them."""
+    variables = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables:
+            del os.environ[name]
 
 
 @contextmanager
@@ -154,8 +151,9 @@ def run_units(work: Work, job: Job, units: Sequence[Unit], cores: int, display: 
 
 
 def _processes(units: int, cores: int) -> int:
-    """How many work at a time. A few units more than cores would leave cores idle at the end: they share them then."""
-    return units if units < 2 * cores else cores
+    """How many work at a time. A few units more than cores would leave cores idle at the end: they share them then, two
+    more at most, because each takes memory."""
+    return min(units, cores + 2) if units < 2 * cores else cores
 
 
 def _run_in_processes(work: Work, job: Job, units: Sequence[Unit], cores: int, display: ProgressDisplay) -> None:
