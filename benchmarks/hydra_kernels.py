@@ -26,7 +26,7 @@ from anymixer_kernels.gated_norm import triton_form as norm_form
 from anymixer_kernels.gated_norm.triton_form import launch_gated_norm, launch_gated_norm_backward
 from anymixer_kernels.quasiseparable import triton_gradients, triton_mix, triton_states
 from anymixer_kernels.quasiseparable.triton_form import CHUNK, Operands
-from anymixer_kernels.quasiseparable.triton_gradients import Gradients, blocks_of_chunk, launch_gradients
+from anymixer_kernels.quasiseparable.triton_gradients import Gradients, launch_gradients
 from anymixer_kernels.quasiseparable.triton_log_weights import Steps, log_weights, log_weights_backward
 from anymixer_kernels.quasiseparable.triton_mix import launch_mix
 from anymixer_kernels.quasiseparable.triton_states import carry_states, gather_states
@@ -118,8 +118,7 @@ class Case:
         if self.weights.nchunks > 1:
             self.states = gather_states(self._sources(), self.weights, None, readers=False)
         self.logs = torch.randn_like(self.weights.row), torch.randn_like(self.weights.row)
-        total, blocks = self.weights.total, blocks_of_chunk(self.weights.chunk)
-        self.of_total = None if self.states is None else torch.randn(*total.shape, blocks, device=device)
+        self.of_total = None if self.states is None else torch.randn_like(self.weights.total)
 
     @staticmethod
     def _heads(mixed: torch.Tensor) -> torch.Tensor:
@@ -155,7 +154,6 @@ class Case:
         yield "mix", self.mix(), conv + inner + 5 * small + held
         yield "gradients of readers", self.gradients(readers=True), conv + inner + 2 * 2 * D_STATE + 6 * small + held
         yield "gradients of sources", self.gradients(readers=False), conv + inner + 2 * 2 * D_STATE + 6 * small + held
-        of_total = None if self.of_total is None else self.of_total.sum(-1)
         yield "gated norm", lambda: launch_gated_norm(self.y, gate, self.norm, 1e-5, self.out), 3 * inner
         yield (
             "gated norm backward",
@@ -164,7 +162,7 @@ class Case:
         )
         yield (
             "log weights backward",
-            lambda: log_weights_backward(self.steps, weights, self.logs, of_total, self.grad_raw),
+            lambda: log_weights_backward(self.steps, weights, self.logs, self.of_total, self.grad_raw),
             6 * small,
         )
         yield (
@@ -188,7 +186,9 @@ class Case:
         own, other = sides if readers else sides[::-1]
         diagonal = torch.empty(*self.y.shape[:2], NHEADS, device=self.y.device) if readers else None
         left, right = C if readers else B
-        grads = Gradients(left, right, self.logs[0], self.of_total)
+        # At most two programs share a chunk, whatever is tried.
+        total = None if readers or self.of_total is None else self.weights.total.new_empty(*self.weights.total.shape, 2)
+        grads = Gradients(left, right, self.logs[0], total)
         return lambda: launch_gradients(
             own, other, self.weights, None, grads, readers=readers, grad_diagonal=diagonal, states=self.states
         )

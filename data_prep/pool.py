@@ -119,12 +119,20 @@ def _environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block."""
+    """Let Ctrl-C wait for the end of the block, and block it in programs that start there."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    came: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    # The mask is this thread's; where another takes the signal, the main one still runs its handler.
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if is_main else None
     try:
         yield
     finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _nothing() -> None:

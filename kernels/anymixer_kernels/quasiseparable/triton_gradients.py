@@ -1,9 +1,9 @@
 """Triton: the gradients of one chunk's product that go through M's entries: of B, C, the log weights and the diagonal.
 
-As in `triton_mix`, the kernel sees one side: readers for {dC, drow, the diagonal's}, sources for {dB, dcol}. A program
-holds dM of a block of its own tokens, one head after another, so that the gradient of C . B is summed over the heads of
-a group on chip, and nothing is summed across programs. Two programs of 4 warps share a multiprocessor: one computes
-while the other waits.
+As in `triton_mix`, the kernel sees one side: readers for {dC, drow, the diagonal's}, sources for {dB, dcol, its part of
+dtotal}. A program holds dM of a block of its own tokens, one head after another, so that the gradient of C . B is
+summed over the heads of a group on chip; of the totals alone, parts are left to be summed. Two programs of 4 warps
+share a multiprocessor: one computes while the other waits.
 """
 
 from dataclasses import dataclass
