@@ -2,9 +2,12 @@
 
 import importlib.util
 import itertools
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Small where every program runs in Python.
@@ -30,6 +33,16 @@ def poisoned(monkeypatch):
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+
+
+@pytest.fixture
+def most_of_the_gpu():
+    """Up to 60 GB: taken by one test at a time, whatever process runs it, and given back."""
+    if not ON_GPU:
+        pytest.skip("needs a GPU and up to 60 GB of its memory")
+    with FileLock(Path(tempfile.gettempdir(), "anymixer-tests-gpu.lock")):
+        yield
+        torch.cuda.empty_cache()
 
 
 def relative_error(actual, expected):

@@ -5,7 +5,7 @@ import torch
 from anymixer_kernels import force_backend
 from anymixer_kernels.add_norm import ONE_PROGRAM, add_norm, add_norm_and_copy
 from torch.nn.functional import layer_norm
-from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, poisoned, relative_error  # noqa: F401
+from triton_cases import DEVICE, ON_GPU, TOLERANCE, most_of_the_gpu, needs_triton, poisoned, relative_error  # noqa: F401
 
 SHAPES = [(1, 8), (3, 5, 24), (2, 70, 130), *([(512, 128, 768), (2, 4097, 1000), (3, 16384)] if ON_GPU else [])]
 EPS = 1e-5
@@ -130,7 +130,7 @@ def test_too_wide_a_row_is_refused_by_name():
 
 
 @needs_triton
-@pytest.mark.skipif(not ON_GPU, reason="needs 60 GB")
+@pytest.mark.usefixtures("most_of_the_gpu")
 def test_more_than_two_to_the_31_numbers():
     residual = torch.randn(2**20 + 8, 2050, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
     weight, bias = torch.randn(2, 2050, device=DEVICE)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from anymixer_kernels import force_backend
 from anymixer_kernels.cross_entropy import cross_entropy
-from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, poisoned, relative_error  # noqa: F401
+from triton_cases import DEVICE, ON_GPU, TOLERANCE, most_of_the_gpu, needs_triton, poisoned, relative_error  # noqa: F401
 
 SHAPES = [(1, 2), (5, 7), (3, 130), (4, 9000), *([(9830, 30528)] if ON_GPU else [])]
 BACKENDS = ["torch", pytest.param("triton", marks=needs_triton)]
@@ -42,7 +42,7 @@ def test_equals_reference_with_its_gradient(shape, dtype, backend, poisoned):  #
 
 
 @needs_triton
-@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+@pytest.mark.usefixtures("most_of_the_gpu")
 def test_more_entries_than_32_bits_count():
     """Rows on both sides of the entry number 2^31, alone in float64."""
     rows, classes = 70_000, 30_720

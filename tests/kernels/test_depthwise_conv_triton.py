@@ -4,7 +4,7 @@ import pytest
 import torch
 from anymixer_kernels import force_backend
 from anymixer_kernels.depthwise_conv import UNROLLED, depthwise_conv
-from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, packed_ids, poisoned, relative_error  # noqa: F401
+from triton_cases import DEVICE, ON_GPU, TOLERANCE, most_of_the_gpu, needs_triton, packed_ids, poisoned, relative_error  # noqa: F401
 
 pytestmark = needs_triton
 LENGTHS = [1, 2, 63, 127, 128, 500, 4097] if ON_GPU else [1, 11]
@@ -167,7 +167,7 @@ def test_too_wide_a_kernel_is_refused_by_name():
         depthwise_conv(x, weight, None)
 
 
-@pytest.mark.skipif(not ON_GPU, reason="needs 20 GB")
+@pytest.mark.usefixtures("most_of_the_gpu")
 def test_more_than_two_to_the_31_numbers():
     rows, channels = 2**16 + 8, 260
     x = torch.randn(rows, 128, channels, device=DEVICE, dtype=torch.bfloat16).requires_grad_()

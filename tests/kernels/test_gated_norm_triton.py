@@ -4,7 +4,7 @@ import pytest
 import torch
 from anymixer_kernels import force_backend
 from anymixer_kernels.gated_norm import ONE_PROGRAM, gated_norm
-from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, poisoned, relative_error  # noqa: F401
+from triton_cases import DEVICE, ON_GPU, TOLERANCE, most_of_the_gpu, needs_triton, poisoned, relative_error  # noqa: F401
 
 pytestmark = needs_triton
 SHAPES = [(1, 8), (3, 5, 24), (2, 70, 130), *([(512, 128, 1536), (2, 4097, 1000), (3, 16384)] if ON_GPU else [])]
@@ -89,7 +89,7 @@ def test_too_wide_a_row_is_refused_by_name():
         gated_norm(x, x, x[0], 1e-5)
 
 
-@pytest.mark.skipif(not ON_GPU, reason="needs 30 GB")
+@pytest.mark.usefixtures("most_of_the_gpu")
 def test_more_than_two_to_the_31_numbers():
     x = torch.randn(2**20 + 8, 2050, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
     weight = torch.randn(2050, device=DEVICE)

@@ -8,7 +8,7 @@ from anymixer_kernels.cauchy import cauchy_mix
 from anymixer_kernels.low_rank import low_rank_mix
 from anymixer_kernels.toeplitz import toeplitz_mix
 from anymixer_kernels.vandermonde import vandermonde_mix
-from triton_cases import DEVICE, ON_GPU, TOLERANCE, needs_triton, poisoned, relative_error
+from triton_cases import DEVICE, ON_GPU, TOLERANCE, most_of_the_gpu, needs_triton, poisoned, relative_error  # noqa: F401
 
 from anymixer.layers.packing import make_packing
 from anymixer.mixers import build_mixer
@@ -182,7 +182,7 @@ def test_compiles_without_graph_breaks(op):
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.skipif(not ON_GPU, reason="several gigabytes")
+@pytest.mark.usefixtures("most_of_the_gpu")
 @pytest.mark.parametrize("op", OPS)
 def test_more_than_2_to_31_elements(op):
     torch.manual_seed(0)

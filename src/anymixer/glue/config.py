@@ -73,7 +73,7 @@ class TaskTrainerConfig:
     eval_subset_num_batches: int = -1
     compile: bool = False
     backend: str = "auto"
-    cuda_graphs: bool = False
+    cuda_graphs: bool | str = False
     deterministic_mode: bool = False
 
     def validate(self, key: str) -> None:
