@@ -56,6 +56,7 @@ def result_of(spec):
         train_losses=[1.0, 0.5],
         predictions={test.submission: f"predictions/{test.submission}" for test in task.tests},
         checkpoint="checkpoint" if spec.save_checkpoint else None,
+        parameters=112_345_678,
     )
 
 

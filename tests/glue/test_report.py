@@ -89,6 +89,7 @@ def test_published_rows_stand_beside_ours_over_the_same_tasks(summary):
     rows = table_rows(markdown(summary), "## Beside")
     header = rows["model"]
     ours, hydra = rows["**mine**"], rows["Hydra, 23 layers (paper, Table 4)"]
+    assert ours[1] == "112M" and hydra[1] == "112M"
     assert ours[header.index("cola")] == "89.50 ± 1.00" and ours[header.index("rte")] == "-"
     assert (ours[-2], ours[-1]) == ("-", "86.75")
     assert hydra[header.index("mnli")] == "84.5" and hydra[-2] == "84.3"

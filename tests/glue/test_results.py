@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from anymixer.errors import UserError
 from anymixer.glue.graph import build_graph
 from anymixer.glue.report import markdown
 from anymixer.glue.results import Failure, Plan, PlannedJob, Store, try_lock
+from anymixer.glue.spec import JobSpec
 from anymixer.glue.summary import summarize
 
 
@@ -66,6 +68,14 @@ def test_half_a_file_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=rf"result\.json: {message}"):
             store.result("a")
+
+
+def test_a_result_of_before_parameters_were_counted_is_read(tmp_path, fake_job):
+    store, result = Store(tmp_path), fake_job.result_of(JobSpec(task="cola", seed=0, model={}))
+    path = store.job_folder("a") / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({key: value for key, value in asdict(result).items() if key != "parameters"}))
+    assert store.result("a") == replace(result, parameters=None)
 
 
 def _hold(path, held, release):

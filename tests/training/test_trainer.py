@@ -13,6 +13,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from anymixer.errors import UserError
 from anymixer.training import OptimizerConfig, SchedulerConfig
+from anymixer.training.composer_model import MixerComposerModel
+from anymixer.training.decoupled_adamw import DecoupledAdamW
 from anymixer.training.run_callbacks import OptimizerNumbers, changed_keys
 from anymixer.training.step_seed import step_seed
 from anymixer.training.trainer import build_trainer, fit
@@ -272,6 +274,17 @@ def test_a_microbatch_without_masked_tokens_leaves_the_loss_finite(tiny_run, mon
     fit(trainer)
     trainer.close()
     assert len(losses.values) == 2 and all(math.isfinite(loss) for loss in losses.values)
+
+
+@pytest.mark.parametrize("algorithms, passes", [({}, 1), ({"sam": {"interval": 1}}, 2)])
+def test_the_optimizer_steps_before_the_loss_is_read(tiny_run, monkeypatch, algorithms, passes):
+    """No closure reads it first, but for SAM, which asks for a second pass."""
+    closures, forwards = [], []
+    step, forward = DecoupledAdamW.step, MixerComposerModel.forward
+    monkeypatch.setattr(DecoupledAdamW, "step", lambda self, closure=None: closures.append(closure) or step(self))
+    monkeypatch.setattr(MixerComposerModel, "forward", lambda *batch: forwards.append(batch) or forward(*batch))
+    tiny_run.train(tiny_run.config(algorithms=algorithms))
+    assert closures == [None] * 6 and len(forwards) == 6 * passes
 
 
 def test_step_seeds_are_apart():

@@ -23,7 +23,7 @@ from anymixer_kernels.triton_common import block_of, dot_options
 # Chosen offline, by registers and instructions; `benchmarks/hydra_kernels.py --tune` tries others. Heads that a program
 # gathers one after another, and its tiling; entries of a state that a program carries, and its warps.
 GATHER_HEADS, GATHER_TILING = 8, Tiling(rows=128, warps=4, stages=3)
-CARRY_ENTRIES, CARRY_WARPS = 512, 1
+CARRY_ENTRIES, CARRY_WARPS = 256, 1
 
 
 @triton.jit

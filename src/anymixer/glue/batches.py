@@ -4,6 +4,7 @@ Nothing is cached: tokenizing takes seconds, and a cache would have to know the 
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,8 @@ def data_spec(batches: Batches) -> "DataSpec":
     """The batches as Composer takes them: microbatches count by their labelled sequences."""
     from composer.core import DataSpec
 
+    # What Composer says of an epoch's last batch, once for each of its sizes.
+    warnings.filterwarnings("ignore", message="Cannot split tensor of length", category=UserWarning)
     return DataSpec(
         batches,
         num_samples=len(batches.data),

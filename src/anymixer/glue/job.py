@@ -112,6 +112,7 @@ def run_job(spec: JobSpec, folder: Path, device: str) -> JobResult:
         train_losses=recorder.losses,
         predictions=predictions,
         checkpoint=checkpoint,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 
 

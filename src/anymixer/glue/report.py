@@ -148,9 +148,17 @@ def _comparison(summary: Summary) -> list[tuple[str, ...]]:
     majority = [_percent(ours[name].baseline) if name in ours else "-" for name in names]
     common = [name for name in names if name in ours]
     average = _percent(summary.average) if common else "-"
-    rows = [header, (f"**{summary.name}**", "", *cells, average if len(common) == len(names) else "-", average)]
+    rows = [
+        header,
+        (f"**{summary.name}**", _size(summary), *cells, average if len(common) == len(names) else "-", average),
+    ]
     rows.append(("always the commonest label", "", *majority, "-", _percent(summary.baseline) if common else "-"))
     return [*rows, *(_published_row(row, names, common) for row in PUBLISHED)]
+
+
+def _size(summary: Summary) -> str:
+    counts = [r.parameters for task in summary.tasks for r in task.results if r.parameters is not None]
+    return f"{max(counts) / 1e6:.0f}M" if counts else ""
 
 
 def _published_row(row: Published, names: Sequence[str], common: Sequence[str]) -> tuple[str, ...]:

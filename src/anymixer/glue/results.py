@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Store:
         values = _read(path)
         if values is None:
             return None
-        missing = {f.name for f in fields(JobResult)} - values.keys()
+        missing = {f.name for f in fields(JobResult) if f.default is MISSING} - values.keys()
         if missing:
             raise UserError(
                 f"{path}: is no whole result ({sorted(missing)[0]} is missing); move it away to run the job"

@@ -124,6 +124,7 @@ class JobResult:
     train_losses: the loss of every step. seconds: from the first step to the last, evaluations included.
     predictions: file names in the job's folder, by name of the submission's file ("RTE.tsv").
     checkpoint: name in the job's folder, None when nothing was kept.
+    parameters: of the model with its classifier; None in a result of an earlier version.
     """
 
     job_id: str
@@ -147,6 +148,7 @@ class JobResult:
     train_losses: list[float]
     predictions: dict[str, str]
     checkpoint: str | None
+    parameters: int | None = None
 
     def to_json(self) -> str:
         """The result as JSON text, which `from_dict` reads back."""

@@ -38,6 +38,7 @@ def draw_learning_curves(tasks: Sequence[TaskSummary]) -> "Figure":
         axes.axhline(100 * task.baseline, color="grey", linestyle="--", linewidth=1, label="majority")
         axes.set_title(f"{task.task}: {100 * task.score:.1f}", fontsize=10)
         axes.set_xlabel("step", fontsize=8)
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylabel("score (%)", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3, linewidth=0.5)

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import logging
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -34,6 +35,8 @@ EAGER_PASSES = 2
 MAX_RECORDINGS = 16
 
 _log = logging.getLogger(__name__)
+# It finds every wait that a recording would fail at; what it misses, the recording itself refuses.
+warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype feature")
 
 
 def use_cuda_graphs(model: nn.Module, *, asked: bool = True) -> bool:

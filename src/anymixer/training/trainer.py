@@ -213,7 +213,8 @@ def _choose_checkpoint(config: TrainerConfig) -> _Start:
 
 
 class _RankTrainer(Trainer):
-    """Composer's Trainer, which does not wait for the other ranks when it is closed because this one fails."""
+    """Composer's Trainer, which does not wait for the other ranks when it is closed because this one fails, nor for
+    the loss before the optimizer steps."""
 
     def close(self) -> None:
         """Close what runs beside the training; without an exception on its way, wait for the other ranks to do so."""
@@ -221,6 +222,11 @@ class _RankTrainer(Trainer):
             super().close()
         else:
             self.engine.close()
+
+    def _use_closures(self) -> bool:
+        # Composer passes the forward and backward pass as a closure, reads its loss, and has the optimizer's kernels
+        # launched while the GPU has nothing to do. Only an optimizer that takes two passes (SAM's) needs one.
+        return all(getattr(optimizer, "_step_supports_amp_closure", False) for optimizer in self.state.optimizers)
 
 
 def _construct(kwargs: dict[str, Any], start: _Start, hparams: Mapping[str, Any]) -> Trainer:
