@@ -102,7 +102,8 @@ def _add_samples(group: Any) -> None:
 
 
 def _add_work(group: Any) -> None:
-    group.add_argument("--num_workers", type=int, metavar="N", help="cores to use (default: all)")
+    cores = "cores to use (default: all); few files may take two processes more"
+    group.add_argument("--num_workers", type=int, metavar="N", help=cores)
     group.add_argument("--shard", default="0/1", metavar="I/N", help="do only the units whose number is I modulo N")
     work_dir = "where shards are made before they go to a remote OUT_ROOT (default: below ~/.cache/anymixer)"
     group.add_argument("--work_dir", type=Path, metavar="DIR", help=work_dir)

@@ -31,7 +31,7 @@ class LaunchPlan:
     device_train_batch_size: int
     device_train_microbatch_size: int | str
     device_eval_batch_size: int
-    cuda_graphs: bool = False
+    cuda_graphs: bool
 
     def describe(self, config: TrainerConfig) -> str:
         """Return the choices in one line, for the start of the run."""
