@@ -118,6 +118,7 @@ class Case:
         if self.weights.nchunks > 1:
             self.states = gather_states(self._sources(), self.weights, None, readers=False)
         self.logs = torch.randn_like(self.weights.row), torch.randn_like(self.weights.row)
+        self.extra = normal(batch, length, NHEADS), normal(NHEADS, d_inner)
         self.of_total = None if self.states is None else torch.randn_like(self.weights.total)
 
     @staticmethod
@@ -152,6 +153,7 @@ class Case:
             yield "carry", lambda: carry_states(carried, weights, None, self.y.shape[1]), 2 * held
             yield "carry back", lambda: carry_states(carried, weights, None, self.y.shape[1], states), 3 * held
         yield "mix", self.mix(), conv + inner + 5 * small + held
+        yield "gradient of x", self.gradient_of_x(), conv + inner + 6 * small + held
         yield "gradients of readers", self.gradients(readers=True), conv + inner + 2 * 2 * D_STATE + 6 * small + held
         yield "gradients of sources", self.gradients(readers=False), conv + inner + 2 * 2 * D_STATE + 6 * small + held
         yield "gated norm", lambda: launch_gated_norm(self.y, gate, self.norm, 1e-5, self.out), 3 * inner
@@ -172,11 +174,19 @@ class Case:
         )
 
     def mix(self) -> Callable[[], object]:
-        """The product; the gradient of x is the same with the sides changed."""
+        """The product."""
         y = self.y.unflatten(-1, (NHEADS, HEADDIM))
         return lambda: launch_mix(
             self.operands.readers(self.weights, None), self._sources(), self.weights, None, y,
             readers=True, diagonal=self.operands.diagonal, states=self.states,
+        )  # fmt: skip
+
+    def gradient_of_x(self) -> Callable[[], object]:
+        """The product with the sides changed, and what comes through the diagonal's projection added."""
+        grad_x = self.grad_mixed[..., : NHEADS * HEADDIM].unflatten(-1, (NHEADS, HEADDIM))
+        return lambda: launch_mix(
+            self._sources(), self._readers(), self.weights, None, grad_x,
+            readers=False, diagonal=self.operands.diagonal, extra=self.extra, states=self.states,
         )  # fmt: skip
 
     def gradients(self, *, readers: bool) -> Callable[[], object]:
