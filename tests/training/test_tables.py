@@ -84,9 +84,11 @@ def test_a_value_that_the_constructor_refuses_names_its_section():
         CALLBACKS.build({"speed_monitor": {"time_unit": "fortnights"}})
 
 
-def test_fsdp_saves_whole_files_unless_told_otherwise():
+def test_fsdp_saves_whole_files_and_rounds_no_weights_unless_told_otherwise():
     assert build_parallelism(None) is None
     assert build_parallelism({"fsdp": None})["fsdp"].state_dict_type == "full"
+    assert build_parallelism({"fsdp": None})["fsdp"].mixed_precision == "FULL"
+    assert build_parallelism({"fsdp": {"mixed_precision": "PURE"}})["fsdp"].mixed_precision == "PURE"
     assert build_parallelism({"fsdp": {"state_dict_type": "sharded"}})["fsdp"].state_dict_type == "sharded"
 
 

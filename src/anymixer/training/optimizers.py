@@ -37,8 +37,8 @@ def optimizer_factory(config: "OptimizerConfig") -> Callable[..., Optimizer]:
 def build_optimizer(config: "OptimizerConfig", model: nn.Module, *, fused: bool = False) -> Optimizer:
     """Build the optimizer over all trainable parameters of `model`, in the groups of `parameter_groups`.
 
-    fused: whether all parameters are updated in one kernel: on a GPU, with parameters that are not sharded. Left to
-        itself, torch-optimi 0.3 takes its Triton kernels on a CPU too, and fails.
+    fused: whether all parameters are updated in one kernel, on a GPU. Left to themselves, torch's optimizers step
+        through sharded parameters one by one, and torch-optimi 0.3 takes its Triton kernels on a CPU too, and fails.
     """
     factory = optimizer_factory(config)
     # torch chooses where `fused` is None.

@@ -20,13 +20,14 @@ PARALLELISM = NamedTable(
 def build_parallelism(section: dict[str, Any] | None) -> "dict[str, FSDP2Config] | None":
     """Return Composer's `parallelism_config` for the YAML's, or None for plain data parallelism.
 
-    Composer takes a dict there for FSDP1, so the FSDP2Config object itself is handed over. Checkpoints
-    are whole files (`state_dict_type: full`) unless the YAML says `sharded`: a whole file loads with any
-    number of ranks and into any other tool.
+    Composer takes a dict there for FSDP1, so the FSDP2Config object itself is handed over. Unless the YAML says
+    otherwise, checkpoints are whole files (`state_dict_type: full`), which load with any number of ranks and into
+    any other tool; and numbers are those of one rank (`mixed_precision: FULL`), where Composer's DEFAULT hands out all
+    weights, decays and norms among them, and the residual stream in bfloat16.
     """
     if not section:
         return None
-    fsdp = {"state_dict_type": "full"} | dict(section.get("fsdp") or {})
+    fsdp = {"state_dict_type": "full", "mixed_precision": "FULL"} | dict(section.get("fsdp") or {})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
         return {"fsdp": PARALLELISM.build_one("fsdp", fsdp)}

@@ -84,12 +84,13 @@ def build_trainer(
         *CALLBACKS.build(config.callbacks),
         *extra_callbacks,
     ]
-    fused = plan.device == "gpu" and not config.parallelism_config
+    # StableAdamW's own kernels take no shards.
+    sharded = bool(config.parallelism_config) and config.optimizer.name == "stableadamw"
     kwargs = {
         "model": wrapped,
         "train_dataloader": train_spec,
         "eval_dataloader": _evaluators(eval_spec),
-        "optimizers": build_optimizer(config.optimizer, wrapped, fused=fused),
+        "optimizers": build_optimizer(config.optimizer, wrapped, fused=plan.device == "gpu" and not sharded),
         "schedulers": build_scheduler(config.scheduler),
         "algorithms": ALGORITHMS.build(config.algorithms),
         "callbacks": callbacks,
