@@ -3,6 +3,18 @@
 import os
 from pathlib import Path
 
+from anymixer.errors import UserError
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Raise UserError, naming `key`, where no file could be written. Nothing is made: other mistakes may be found
+    later."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{key}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{key}: {folder}: no permission to write to {there}")
+
 
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Replace the file at `path` by `text`; folders above it are made."""

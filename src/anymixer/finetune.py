@@ -8,7 +8,7 @@ from rich.console import Console
 
 from anymixer.config import GlueConfig, dump_config
 from anymixer.errors import UserError
-from anymixer.files import write_text_atomic
+from anymixer.files import check_folder, write_text_atomic
 from anymixer.glue.facts import check_start, gather, notes
 from anymixer.glue.graph import Facts, Graph, Node, build_graph, count_jobs
 from anymixer.glue.report import missing_from_submission, remarks, terminal_table, write_report
@@ -26,6 +26,7 @@ def finetune(config: GlueConfig, *, command: Sequence[str] = JOB_COMMAND) -> Non
     Raises UserError for mistakes before any job starts, and, after the report, where jobs have failed.
     """
     _refuse_launcher()
+    check_folder(_folder(config), "save_finetune_checkpoint_folder")
     store = Store(_folder(config))
     facts = gather(config)
     runner = Runner(store, _slots(config), command=command, time_limit=config.job_time_limit)
@@ -68,6 +69,7 @@ def report(config: GlueConfig) -> None:
 
 def print_graph(config: GlueConfig) -> None:
     """Print the jobs, what each starts from, and which have finished; runs nothing."""
+    check_folder(_folder(config), "save_finetune_checkpoint_folder")
     store, facts = Store(_folder(config)), gather(config)
     graph = build_graph(config, facts, _scores(config, facts, store))
     print(f"{config.base_run_name}: jobs, in {store.folder}")

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import shlex
 import signal
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from anymixer.data import (
     read_manifest,
 )
 from anymixer.errors import UserError
-from anymixer.files import write_text_atomic
+from anymixer.files import check_folder, write_text_atomic
 from anymixer.mixers.plugins import absolute_modules, module_files
 from anymixer.models import build_model
 from anymixer.training.run_metrics import evaluation, summarize
@@ -118,7 +117,7 @@ def _run(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> None:
 
     folder, digest = save_folder(config), config_digest(config)
     if folder is not None:
-        _check_folder(folder)
+        check_folder(folder, "save_folder")
     record = RunRecord(folder)
     trainer = _build_trainer(config, tokenizer, record)
     if folder is not None:
@@ -140,15 +139,6 @@ def _run(config: PretrainConfig, tokenizer: "PreTrainedTokenizerFast") -> None:
         "config_sha256": digest,
     }
     _report(config, results, folder)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise UserError where no checkpoint could be written. Nothing is made: other mistakes may be found later."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"save_folder: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"save_folder: {folder}: no permission to write to {there}")
 
 
 def saved_config(config: PretrainConfig) -> PretrainConfig:

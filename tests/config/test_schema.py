@@ -196,3 +196,17 @@ def test_the_resolved_configuration_reads_back_equal(tmp_path):
     path.write_text(dump_config(config))
     assert load_config(path) == config
     assert "${" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "setting, reason",
+    [
+        ("hidden_dropout_prob=2", "2.0 is no probability"),
+        ("layer_dropout_prob=-0.1", "-0.1 is no probability"),
+        ("initializer_range=-1", "-1.0 is negative"),
+        ("type_vocab_size=-1", "-1 is negative"),
+    ],
+)
+def test_numbers_that_no_model_can_have_are_named(tmp_path, setting, reason):
+    key = setting.partition("=")[0]
+    assert failure(tmp_path, "", f"model.model_config.{setting}").endswith(f"model.model_config.{key}: {reason}")

@@ -177,6 +177,7 @@ def test_a_report_needs_neither_data_nor_checkpoints(tmp_path, write_glue, fake_
         (["tokenizer_name=null"], "tokenizer_name: not set"),
         (["device=gpu"], "device: gpu, but torch sees no CUDA device"),
         (["precision=amp_bf16"], "precision: amp_bf16 needs a GPU"),
+        (["save_finetune_checkpoint_folder=/dev/null/x"], "_folder: /dev/null is a file; name a folder"),
     ],
 )
 def test_mistakes_are_found_before_any_job(tmp_path, write_glue, call_glue, capsys, more, message):

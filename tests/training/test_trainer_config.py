@@ -48,6 +48,7 @@ def test_the_defaults_are_valid():
         ({"eval_interval": "2 batches"}, "eval_interval"),
         ({"save_interval": "0ba"}, "save_interval"),
         ({"console_log_interval": "5sp"}, "console_log_interval"),
+        ({"console_log_interval": "0ba"}, "console_log_interval: 0 would never log"),
         ({"autoresume": True}, "autoresume: needs save_folder"),
         ({"load_weights_only": True}, "load_weights_only"),
         ({"save_num_checkpoints_to_keep": 0}, "save_num_checkpoints_to_keep"),

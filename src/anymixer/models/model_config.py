@@ -112,6 +112,12 @@ class ModelConfig:
         for key in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
             if getattr(architecture, key) < 1:
                 raise UserError(f"model.model_config.{key}: {getattr(architecture, key)} is not positive")
+        for key in ("hidden_dropout_prob", "layer_dropout_prob"):
+            if not 0 <= getattr(architecture, key, 0.0) <= 1:
+                raise UserError(f"model.model_config.{key}: {getattr(architecture, key)} is no probability")
+        for key in ("initializer_range", "type_vocab_size"):
+            if getattr(architecture, key, 0) < 0:
+                raise UserError(f"model.model_config.{key}: {getattr(architecture, key)} is negative")
         if architecture.position_embeddings not in ("none", "learned"):
             raise UserError(
                 f"model.model_config.position_embeddings: '{architecture.position_embeddings}' is neither none nor "

@@ -225,7 +225,9 @@ class TrainerConfig:
 
     def _validate_intervals(self) -> None:
         parse_time(self.eval_interval, "eval_interval")
-        parse_time(self.console_log_interval, "console_log_interval", units=("ep", "ba"))
+        value, _ = parse_time(self.console_log_interval, "console_log_interval", units=("ep", "ba"))
+        if value == 0:
+            raise UserError("console_log_interval: 0 would never log; log_to_console: false logs nothing")
         value, _ = parse_time(self.save_interval, "save_interval")
         if value == 0:
             raise UserError("save_interval: 0 would never save; leave save_folder out to save nothing")
