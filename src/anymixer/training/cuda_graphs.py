@@ -35,7 +35,7 @@ EAGER_PASSES = 2
 MAX_RECORDINGS = 16
 
 _log = logging.getLogger(__name__)
-# It finds every wait that a recording would fail at; what it misses, the recording itself refuses.
+# Of the mode that finds where a pass waits; what it does not detect yet, the recording itself refuses.
 warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype feature")
 
 

@@ -85,12 +85,12 @@ def build_trainer(
         *extra_callbacks,
     ]
     # StableAdamW's own kernels take no shards.
-    sharded = bool(config.parallelism_config) and config.optimizer.name == "stableadamw"
+    fused = plan.device == "gpu" and not (config.parallelism_config and config.optimizer.name == "stableadamw")
     kwargs = {
         "model": wrapped,
         "train_dataloader": train_spec,
         "eval_dataloader": _evaluators(eval_spec),
-        "optimizers": build_optimizer(config.optimizer, wrapped, fused=plan.device == "gpu" and not sharded),
+        "optimizers": build_optimizer(config.optimizer, wrapped, fused=fused),
         "schedulers": build_scheduler(config.scheduler),
         "algorithms": ALGORITHMS.build(config.algorithms),
         "callbacks": callbacks,
